@@ -1,0 +1,121 @@
+"""The loss: its least value, its blindness to what is not annotated, its independence of the matching ratio."""
+
+import pytest
+import torch
+
+from organdetr_monai.losses import DetectionLoss, class_shares, mask_unannotated, multiscale_segmentation_loss
+from organdetr_monai.matching import DenseQueryMatcher, HungarianMatcher
+
+
+def perfect(targets, queries=20, num_classes=4):
+    """Output that says exactly what the targets say, once for each organ."""
+    logits = torch.full((len(targets), queries, num_classes + 1), -20.0)
+    logits[..., 0] = 20.0
+    boxes = torch.full((len(targets), queries, 6), 0.5)
+    for b, t in enumerate(targets):
+        for q, (box, label) in enumerate(zip(t["boxes"], t["labels"], strict=True)):
+            logits[b, q] = -20.0
+            logits[b, q, label] = 20.0
+            boxes[b, q] = box
+    return {"logits": logits, "boxes": boxes}
+
+
+def test_perfect_prediction_costs_nothing(make_targets):
+    targets = make_targets([3, 1])
+    terms = DetectionLoss(HungarianMatcher())(perfect(targets), targets)
+    assert terms["loss"].item() == pytest.approx(0, abs=1e-4)
+
+
+def test_loss_is_the_weighted_sum_of_its_terms(small_network, make_targets):
+    loss = DetectionLoss(DenseQueryMatcher(), weights={"segmentation": 3.0})
+    terms = loss(small_network()(torch.rand(2, 1, 32, 32, 32)), make_targets([3, 1], shape=(32, 32, 32)))
+    want = 2 * terms["class"] + 5 * terms["l1"] + 2 * terms["giou"] + 3 * terms["segmentation"]
+    want += 2 * terms["class_aux"] + 5 * terms["l1_aux"] + 2 * terms["giou_aux"]  # one earlier layer
+    assert terms["loss"].item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_box_terms_do_not_grow_with_the_matching_ratio(make_targets):
+    targets = make_targets([3])
+    same = {"logits": torch.zeros(1, 20, 5), "boxes": torch.full((1, 20, 6), 0.5)}
+    few = DetectionLoss(HungarianMatcher())(same, targets)
+    many = DetectionLoss(DenseQueryMatcher(0.5))(same, targets)
+    assert few["l1"].item() == pytest.approx(many["l1"].item(), rel=1e-5)
+    assert few["giou"].item() == pytest.approx(many["giou"].item(), rel=1e-5)
+
+
+def test_no_organs_is_finite_and_still_teaches_the_class(make_targets):
+    out = {"logits": torch.zeros(1, 20, 5, requires_grad=True), "boxes": torch.rand(1, 20, 6, requires_grad=True)}
+    terms = DetectionLoss(DenseQueryMatcher())(out, make_targets([0]))
+    terms["loss"].backward()
+    assert terms["loss"].isfinite() and out["logits"].grad.abs().sum() > 0
+    assert terms["l1"] == 0 and terms["giou"] == 0
+
+
+def test_unannotated_organ_counts_for_nothing(make_targets):
+    targets = make_targets([2])
+    targets[0]["annotated"][3] = False  # organ 4 is not annotated
+    targets[0]["mask"][targets[0]["mask"] == 4] = 0
+    g = torch.Generator().manual_seed(3)
+    logits = torch.randn(1, 20, 5, generator=g)
+    boxes = torch.rand(1, 20, 6, generator=g) * 0.4 + 0.3
+    seg = torch.randn(1, 5, 8, 8, 8, generator=g)
+
+    def loss_and_gradient(shift):
+        x, s = logits.clone(), seg.clone()
+        x[..., 4] += shift
+        x.requires_grad_()
+        s.requires_grad_()
+        terms = DetectionLoss(DenseQueryMatcher())({"logits": x, "boxes": boxes, "segmentation": [s]}, targets)
+        terms["loss"].backward()
+        return terms, x.grad, s.grad
+
+    sure, gradient, _ = loss_and_gradient(30.0)
+    unsure, _, _ = loss_and_gradient(-30.0)
+    assert sure["loss"].item() == pytest.approx(unsure["loss"].item(), rel=1e-6)
+    assert gradient[..., 4].abs().max() == 0 and gradient[..., :4].abs().max() > 0
+
+
+def test_segmentation_of_an_unannotated_organ_over_background_is_free():
+    mask = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    annotated = torch.tensor([[True, False]])
+    background, organ = torch.zeros(1, 3, 8, 8, 8), torch.zeros(1, 3, 8, 8, 8)
+    background[:, 0], organ[:, 2] = 20.0, 20.0
+    free = multiscale_segmentation_loss([organ], mask, annotated)
+    assert free.item() == pytest.approx(multiscale_segmentation_loss([background], mask, annotated).item(), abs=1e-5)
+    assert multiscale_segmentation_loss([organ], mask, torch.tensor([[True, True]])) > 1
+
+
+def test_segmentation_loss_of_the_truth_is_zero_and_of_a_shift_is_not():
+    mask = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    mask[:, 2:6, 2:6, 2:6] = 1
+    logits = torch.where(torch.nn.functional.one_hot(mask.long(), 2).movedim(-1, 1) > 0, 20.0, -20.0)
+    annotated = torch.ones(1, 1, dtype=torch.bool)
+    assert multiscale_segmentation_loss([logits], mask, annotated).item() == pytest.approx(0, abs=1e-4)
+    assert multiscale_segmentation_loss([logits.roll(1, 2)], mask, annotated) > 0.2
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 7, 12)])
+def test_class_shares_are_block_means(shape):
+    g = torch.Generator().manual_seed(0)
+    mask = torch.randint(0, 4, (2, *shape), generator=g, dtype=torch.uint8)
+    coarse = tuple(-(-n // 4) for n in shape)
+    shares = class_shares(mask, coarse, 4)
+    assert torch.allclose(shares.sum(1), torch.ones(2, *coarse))
+    block = mask[1, 4:8, 0:4, 8:12]
+    assert torch.allclose(shares[1, :, 1, 0, 2], torch.bincount(block.flatten().long(), minlength=4) / block.numel())
+
+
+def test_thin_organ_survives_in_the_coarse_target():
+    mask = torch.zeros(1, 16, 16, 16, dtype=torch.uint8)
+    mask[:, 7, :, 5] = 1
+    assert class_shares(mask, (2, 2, 2), 2)[0, 1].sum() > 0
+
+
+def test_mask_unannotated_keeps_no_organ():
+    masked = mask_unannotated(torch.zeros(1, 2, 3), torch.tensor([[False, False]]))
+    assert masked.softmax(-1)[..., 0].tolist() == [[1.0, 1.0]]
+
+
+def test_unknown_term_is_refused():
+    with pytest.raises(ValueError, match="focal"):
+        DetectionLoss(HungarianMatcher(), weights={"focal": 1.0})
