@@ -41,10 +41,8 @@ def read_grid(path: str | os.PathLike) -> Grid:
     if not path.exists():
         raise InputError(f"{path} does not exist.", "Check the path; relative ones start at the datalist's folder.")
     try:
-        if path.is_dir() or not path.name.lower().endswith((".nii", ".nii.gz")):
-            shape, affine = _itk_header(path)
-        else:
-            shape, affine = _nifti_header(path)
+        read = _dicom_header if path.is_dir() else _nifti_header if is_nifti(path) else _itk_header
+        shape, affine = read(path)
     except InputError:
         raise
     except Exception as error:  # each reader has exceptions of its own for a broken file
@@ -76,6 +74,11 @@ def check_same_grid(image: Grid, mask: Grid, image_path: str, mask_path: str) ->
         raise InputError(f"the mask {mask_path} lies up to {away:.1f} mm away from its image {image_path}.", remedy)
 
 
+def is_nifti(path: Path) -> bool:
+    """Whether the file calls itself NIfTI."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
 def _nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     import nibabel as nib
 
@@ -86,8 +89,6 @@ def _nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
 def _itk_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     import itk
 
-    if path.is_dir():
-        return _dicom_header(path)
     header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     if header is None:
         raise InputError(f"{path} has no known format.", "Give a NIfTI, NRRD, MHA or MHD file.")
@@ -109,20 +110,12 @@ def _itk_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
 
 
 def _dicom_header(folder: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    import itk
+    from organdetr_monai.data.dicom import read_header, series_geometry
+    from organdetr_monai.data.scans import find_scan
 
-    names = itk.GDCMSeriesFileNames.New()
-    names.SetDirectory(str(folder))
-    series = list(names.GetSeriesUIDs())
-    if len(series) != 1:
-        raise InputError(f"{folder} holds {len(series)} DICOM series.", "Give a folder with exactly one CT series.")
-    reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=names.GetFileNames(series[0]))
-    reader.SetImageIO(itk.GDCMImageIO.New())
-    reader.UpdateOutputInformation()
-    image = reader.GetOutput()
-    direction = itk.array_from_matrix(image.GetDirection())
-    shape = tuple(image.GetLargestPossibleRegion().GetSize())
-    return shape, _affine(list(image.GetOrigin()), list(image.GetSpacing()), direction)
+    ordered, affine = series_geometry(find_scan(folder).paths)
+    first = read_header(ordered[0])
+    return (int(first.Columns), int(first.Rows), len(ordered)), affine
 
 
 def _affine(origin: list[float], spacing: list[float], direction: np.ndarray) -> np.ndarray:

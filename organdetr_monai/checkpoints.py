@@ -1,0 +1,146 @@
+"""What a run leaves on disk: the state to go on from, and the best model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from organdetr_monai.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def save_atomically(obj: Any, path: Path) -> None:
+    """``torch.save`` that leaves either the old file or the new one, whatever happens in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        torch.save(obj, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class TrainingState:
+    """Handler: saves everything that a run needs to go on after each epoch, restores it at the start, keeps the best model.
+
+    ``last.pt`` holds the state of the run (not to be shared); ``model.pt`` is the plain state dict of the best model so far by
+    the evaluator's key metric, which is what a MONAI bundle ships.
+
+    Parameters
+    ----------
+    folder : path
+        Where ``last.pt`` lives.
+    parts : mapping of name to object
+        Whatever has ``state_dict`` and ``load_state_dict``: network, optimiser, scheduler, average.
+    model : nn.Module
+        Whose weights the evaluator measures and ``model.pt`` keeps.
+    evaluator : MONAI Evaluator, optional
+        Its ``best_metric`` decides; without one the last epoch's model is kept.
+    model_path : path, optional
+        Default ``folder/model.pt``.
+    resume : bool
+        False: start afresh, and overwrite.
+    save : bool
+        False on the processes of a distributed run that must not write.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        parts: Mapping[str, Any],
+        model: nn.Module,
+        evaluator: Any = None,
+        *,
+        model_path: str | Path | None = None,
+        resume: bool = True,
+        save: bool = True,
+    ) -> None:
+        self.path = Path(folder) / "last.pt"
+        self.model_path = Path(model_path) if model_path else Path(folder) / "model.pt"
+        self.parts, self.model, self.evaluator = dict(parts), model, evaluator
+        self.resume, self.save = resume, save
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer, after the handler that validates."""
+        engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.store)
+
+    def restore(self, engine: Any) -> None:
+        """Load ``last.pt`` where there is one."""
+        if not self.resume or not self.path.exists():
+            return
+        try:
+            state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+        except (RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"the run in {self.path.parent} cannot be resumed ({reason}).",
+                "It was made with another network or optimiser: give another --output_dir, or --resume False to start anew.",
+            ) from error
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        if self.evaluator is not None:
+            self.evaluator.state.best_metric = state["best_metric"]
+            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        logger.info("resumed %s after epoch %d", self.path, state["epoch"])
+
+    def store(self, engine: Any) -> None:
+        """Write ``model.pt`` if this epoch is the best, then ``last.pt``."""
+        if not self.save:
+            return
+        best = self.evaluator.state if self.evaluator is not None else None
+        # In this order: a kill in between repeats an epoch and never loses the best model.
+        if best is None or best.best_metric_epoch == engine.state.epoch:  # the evaluator counts the trainer's epochs
+            save_atomically(self.model.state_dict(), self.model_path)
+        state = {
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best_metric": best.best_metric if best else None,
+            "best_metric_epoch": best.best_metric_epoch if best else None,
+        }
+        save_atomically(state, self.path)
+
+
+def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
+    """Load ``model.pt`` strictly.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is no checkpoint, or belongs to another architecture; the first differing names are given.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there are no weights at {path}.", "Train first, or name the file with --ckpt_path.")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        raise InputError(f"{path} is not a checkpoint ({type(error).__name__}).", "Give a model.pt of this bundle.") from error
+    own = network.state_dict()
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path} holds a {type(state).__name__}, not a state dict.", "Give a model.pt of this bundle.")
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [k for k in own.keys() & state.keys() if own[k].shape != getattr(state[k], "shape", None)]
+    if missing or extra or wrong:
+        example = (
+            f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, the network {tuple(own[wrong[0]].shape)}"
+            if wrong
+            else f"first missing: {missing[0]}" if missing else f"first unknown: {extra[0]}"
+        )
+        raise InputError(
+            f"{path} belongs to another architecture ({len(missing)} missing, {len(extra)} unknown, {len(wrong)} of "
+            f"another shape; {example}).",
+            "Use the configs, organs and deltas it was trained with.",
+        )
+    network.load_state_dict(state)
+    return network

@@ -1,0 +1,176 @@
+"""The glue between MONAI's trainer and the detector: collate, prepare_batch, the training step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from monai.transforms import Randomizable
+from monai.utils import CommonKeys as Keys
+from torch import Tensor, nn
+
+from organdetr_monai.boxes import normalise
+from organdetr_monai.errors import InputError
+
+Sample = Mapping[str, Any]
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Batch of samples: images stacked, everything else as lists, because organs differ in number from case to case."""
+    batch: dict[str, Any] = {key: [s[key] for s in samples] for key in samples[0]}
+    batch["image"] = torch.stack([_plain(s["image"]) for s in samples])
+    return batch
+
+
+def prepare_batch(
+    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """Inputs and targets of a training batch on the device.
+
+    Returns
+    -------
+    image : Tensor of shape (B, 1, X, Y, Z)
+    targets : list of dict
+        For each image ``boxes`` (M, 6) normalised centre boxes, ``labels`` (M,), ``annotated`` (K,) and ``mask`` (X, Y, Z).
+    """
+    image = _plain(batch["image"]).to(device, non_blocking=non_blocking)
+    window = tuple(image.shape[2:])
+    targets = [
+        {
+            "boxes": normalise(_plain(boxes), window).to(device, non_blocking=non_blocking),
+            "labels": _plain(labels).to(device, non_blocking=non_blocking),
+            "annotated": _plain(annotated).to(device, non_blocking=non_blocking),
+            "mask": _plain(mask)[0].to(device, non_blocking=non_blocking),
+        }
+        for boxes, labels, annotated, mask in zip(
+            batch["boxes"], batch["labels"], batch["annotated"], batch["label"], strict=True
+        )
+    ]
+    return image, targets
+
+
+def prepare_eval_batch(
+    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Inputs on the device and truths as they are, boxes in voxels: what the metrics read."""
+    keys = [k for k in ("boxes", "labels", "annotated", "spacing", "case") if k in batch]
+    truths = [dict(zip(keys, row, strict=True)) for row in zip(*(batch[k] for k in keys), strict=True)]
+    return _plain(batch["image"]).to(device, non_blocking=non_blocking), truths
+
+
+def _plain(x: Any) -> Tensor:
+    return x.as_tensor() if hasattr(x, "as_tensor") else torch.as_tensor(x)
+
+
+class TrainingStep:
+    """One optimiser step of a MONAI ``SupervisedTrainer``, given as its ``iteration_update``.
+
+    Unlike the trainer's own step it takes a loss of several terms, each of which ends up in ``engine.state.output``, and clips
+    the gradient after it was unscaled.
+
+    Parameters
+    ----------
+    clip_norm : float or None
+        Largest norm of the whole gradient.
+    amp_dtype : str, optional
+        ``"bfloat16"`` or ``"float16"``: the network runs under autocast; the loss stays in float32.
+    """
+
+    def __init__(self, *, clip_norm: float | None = 0.1, amp_dtype: str | None = None) -> None:
+        if amp_dtype not in (None, "bfloat16", "float16"):
+            raise ValueError(f'amp_dtype must be None, "bfloat16" or "float16", got {amp_dtype!r}')
+        self.clip_norm = clip_norm
+        self.amp_dtype = getattr(torch, amp_dtype) if amp_dtype else None
+
+    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Forward, backward, clip, step; returns ``loss`` and its terms as detached scalars."""
+        inputs, targets = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
+        network, optimizer = engine.network, engine.optimizer
+        network.train()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(inputs.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            prediction = engine.inferer(inputs, network)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        terms = engine.loss_function(prediction, targets)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        scaler = self._scaler(engine, inputs.device)
+        scaler.scale(terms["loss"]).backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        scaler.unscale_(optimizer)
+        if self.clip_norm is not None:
+            terms["grad_norm"] = nn.utils.clip_grad_norm_(network.parameters(), self.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return {Keys.LOSS: terms["loss"].detach(), **{k: v for k, v in terms.items() if k != "loss"}}
+
+    def _scaler(self, engine: Any, device: torch.device) -> torch.amp.GradScaler:
+        if engine.scaler is None:
+            # Only float16 needs scaling; a disabled scaler passes everything through.
+            engine.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
+        return engine.scaler
+
+
+def parameter_groups(
+    network: nn.Module, *, lr: float = 2e-4, weight_decay: float = 1e-4, slow: float = 0.1
+) -> list[dict[str, Any]]:
+    """Groups for AdamW: norms, biases and embeddings without decay; sampling offsets and reference boxes at ``slow * lr``."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, p in network.named_parameters():
+        if p.requires_grad:
+            is_slow = ".offsets." in name or name == "reference"
+            decays = p.ndim > 1 and name not in ("content", "reference") and "embedding" not in name
+            groups.setdefault((is_slow, decays), []).append(p)
+    return [
+        {"params": params, "lr": lr * (slow if is_slow else 1), "weight_decay": weight_decay if decays else 0.0}
+        for (is_slow, decays), params in groups.items()
+    ]
+
+
+def reference_boxes(samples: Iterable[Sample], *, limit: int = 1000) -> Tensor:
+    """Boxes of training samples, (M, 6) normalised centre boxes, as starting points of the queries.
+
+    Parameters
+    ----------
+    samples : iterable of samples
+        With ``image``, ``boxes`` as the training transforms give them.
+    limit : int
+        Most boxes to return.
+    """
+    boxes = [normalise(_plain(s["boxes"]), tuple(s["image"].shape[1:])) for s in samples if len(s["boxes"])]
+    if not boxes:
+        raise InputError("no training sample has a box", "Check the datalist's label map and the masks.")
+    return torch.cat(boxes)[:limit]
+
+
+class ReseedEpochs:
+    """Handler: every epoch starts from a seed of its own, so that a resumed run does what an uninterrupted one does.
+
+    Parameters
+    ----------
+    seed : int
+    dataset : torch Dataset
+        Its MONAI random transforms are reseeded; with loader workers PyTorch's seed decides.
+    """
+
+    def __init__(self, seed: int, dataset: Any = None) -> None:
+        self.seed, self.dataset = seed, dataset
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed Python, NumPy, PyTorch and the transforms for the epoch that starts."""
+        seed = (self.seed * 100_003 + engine.state.epoch) % 2**31
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - third-party transforms draw from the global generator
+        torch.manual_seed(seed)
+        transform = getattr(self.dataset, "transform", None)
+        if isinstance(transform, Randomizable):
+            transform.set_random_state(seed)
