@@ -1,0 +1,296 @@
+"""Synthetic torso CTs with labelled organs: training data that needs no download and no patient.
+
+`make_phantom` gives one scan in memory, `write_phantoms` a folder of them with its datalist. Anatomy is continuous and
+in millimetres: the same seed gives the same patient in any orientation and at any spacing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from organdetr_monai.data.phantom_anatomy import PHANTOM_ORGANS, paint_patient
+from organdetr_monai.data.phantom_body import Patient, paint_table
+from organdetr_monai.data.phantom_scan import (
+    FIELDS_OF_VIEW,
+    add_noise,
+    blank_canvas,
+    check_orientation,
+    check_spacing,
+    draw_scan,
+    place_patient,
+    voxel_grid,
+)
+from organdetr_monai.data.sets.masks import on_faces
+from organdetr_monai.errors import InputError
+from organdetr_monai.files import replacing
+
+__all__ = ["FIELDS_OF_VIEW", "GENERATOR_VERSION", "PHANTOM_ORGANS", "Phantom", "make_phantom", "write_phantoms"]
+
+GENERATOR_VERSION = 1  # raise it with every change of what a seed gives
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A synthetic CT and its organs.
+
+    Attributes
+    ----------
+    image : ndarray of shape (X, Y, Z), int16
+        HU.
+    label : ndarray of shape (X, Y, Z), uint8
+        0, or ``k + 1`` for ``PHANTOM_ORGANS[k]``.
+    affine : ndarray of shape (4, 4), float64
+        Indices of voxel centres to patient millimetres, RAS+.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray
+
+
+def make_phantom(
+    seed: int | Sequence[int],
+    *,
+    spacing: Sequence[float] = (4.0, 4.0, 4.0),
+    axcodes: str = "RAS",
+    oblique: float = 0.0,
+    field_of_view: str | None = None,
+) -> Phantom:
+    """One synthetic CT.
+
+    Parameters
+    ----------
+    seed : int or sequence of int
+        Same seed and options, same arrays. The patient and the scanned millimetres depend on the seed alone.
+    spacing : sequence of 3 floats
+        Voxel size in mm along the array axes, in the order of `axcodes`.
+    axcodes : str
+        Where the array axes point to: ``"RAS"``, ``"LPS"``, ``"PIL"``.
+    oblique : float
+        Degrees by which the array is turned against the patient's axes, about an axis drawn from the seed.
+    field_of_view : str, optional
+        One of `FIELDS_OF_VIEW`. Drawn from the seed where not given.
+
+    Returns
+    -------
+    Phantom
+
+    Raises
+    ------
+    InputError
+        For a seed, spacing, orientation or field of view that cannot be.
+    """
+    entropy = _check_seed(seed)
+    to_axes = check_orientation(axcodes)
+    spacing = check_spacing(spacing)
+    if field_of_view is not None and field_of_view not in FIELDS_OF_VIEW:
+        raise InputError(f"Unknown field of view {field_of_view!r}.", f"Use one of {', '.join(FIELDS_OF_VIEW)}.")
+    if not abs(oblique) <= 45:
+        raise InputError(f"An obliquity of {oblique} degrees cannot be.", "Give at most 45.")
+
+    patient = Patient(entropy)
+    rng = patient.rng("scan")
+    pose, low, high = place_patient(patient, rng, field_of_view)
+    ras_spacing = np.empty(3)
+    ras_spacing[to_axes[:, 0].astype(int)] = spacing
+    shape, affine = voxel_grid(low, high, ras_spacing, oblique, rng)
+
+    canvas = blank_canvas(patient, pose, affine, shape)
+    paint_patient(canvas, patient)
+    if rng.random() < 0.6:
+        paint_table(canvas, patient)
+    image = add_noise(canvas.hu, patient.rng("noise"))
+    origin = np.eye(4)
+    origin[:3, 3] = patient.rng("scanner").uniform(-200, 200, 3)
+    affine = origin @ affine
+    ornt = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), to_axes)
+    affine = affine @ nib.orientations.inv_ornt_aff(ornt, shape)
+    image, label = (nib.orientations.apply_orientation(a, ornt) for a in (image, canvas.label))
+    return Phantom(np.ascontiguousarray(image), np.ascontiguousarray(label), affine)
+
+
+def write_phantoms(
+    output: str | os.PathLike,
+    *,
+    cases: int = 100,
+    seed: int = 0,
+    splits: Sequence[float] = (0.8, 0.1, 0.1),
+    spacing: Sequence[float] | None = None,
+    axcodes: str | None = None,
+    workers: int = 2,
+    progress: bool = True,
+) -> Path:
+    """Write a folder of phantoms with its datalist; takes up where an interrupted run stopped.
+
+    Parameters
+    ----------
+    output : path
+        Gets ``images/case_000.nii.gz``, ``labels/case_000.nii.gz`` and, once all cases are there, ``datalist.json``.
+    cases : int
+    seed : int
+        The patient of case ``k`` is that of ``make_phantom((seed, k))``, whatever the number of cases and workers.
+    splits : sequence of 3 floats
+        Shares of train, val and test, which follow one another in this order. No share above 0 is left empty as long as
+        the cases suffice.
+    spacing : sequence of 3 floats, optional
+        Voxel size in mm along the array axes. Drawn for each case where not given: 2.5 to 5 mm in plane, slices of
+        3 to 5 mm.
+    axcodes : str, optional
+        Orientation of the arrays. Drawn for each case where not given, some of them up to 8 degrees oblique.
+    workers : int
+        Processes; 1 works in this one.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Path
+        ``datalist.json`` with `labels`, `cases` (`image`, `label`, `annotated`, `truncated`, `split`) and
+        `generator`, the options above. All organs are annotated everywhere: one without voxels is absent.
+
+    Raises
+    ------
+    InputError
+        For options that make no sense, and if the folder holds phantoms of other options.
+    """
+    output = Path(output)
+    generator = _check_generator(cases, seed, splits, spacing, axcodes)
+    if not isinstance(workers, int) or workers < 1:
+        raise InputError(f"The number of workers is {workers!r}.", "Give 1 or more.")
+    datalist, begun = output / "datalist.json", output / "datalist.json.part"
+    for path in (datalist, begun):
+        _refuse_other(path, generator)
+    files = [_files(k) for k in range(cases)]
+    if datalist.exists() and all((output / name).exists() for names in files for name in names):
+        return datalist
+    if not datalist.exists():
+        _write_json(begun, {"generator": generator})  # says with which options the files were made
+
+    from tqdm import tqdm
+
+    work = partial(_write_case, output, generator)
+    bar = partial(tqdm, total=cases, desc="phantoms", unit="case", disable=not progress)
+    if workers == 1:
+        truncated = list(bar(map(work, range(cases))))
+    else:
+        with ProcessPoolExecutor(min(workers, cases)) as pool:
+            truncated = list(bar(pool.map(work, range(cases))))
+    records = [
+        {"image": image, "label": label, "annotated": list(PHANTOM_ORGANS), "truncated": cut, "split": split}
+        for (image, label), cut, split in zip(files, truncated, _split(cases, generator["splits"]), strict=True)
+    ]
+    labels = {organ: k + 1 for k, organ in enumerate(PHANTOM_ORGANS)}
+    _write_json(datalist, {"labels": labels, "cases": records, "generator": generator})
+    begun.unlink(missing_ok=True)
+    return datalist
+
+
+def _files(index: int) -> tuple[str, str]:
+    return f"images/case_{index:03d}.nii.gz", f"labels/case_{index:03d}.nii.gz"
+
+
+def _split(cases: int, shares: Sequence[float]) -> list[str]:
+    """The split of each case."""
+    quota = np.asarray(shares) * cases
+    counts = np.floor(quota + 1e-9).astype(int)
+    counts[np.argsort(counts - quota, kind="stable")[: cases - counts.sum()]] += 1  # largest remainders
+    for empty in np.flatnonzero((quota > 0) & (counts == 0)):
+        if counts.max() > 1:
+            counts[counts.argmax()] -= 1
+            counts[empty] += 1
+    return [name for name, count in zip(("train", "val", "test"), counts, strict=True) for _ in range(count)]
+
+
+def _write_case(output: Path, generator: dict, index: int) -> list[str]:
+    """Write one case unless it is there already; which organs the scan cuts off."""
+    image, label = (output / name for name in _files(index))
+    mask = _read_whole(image, label)
+    if mask is None:
+        entropy = (generator["seed"], index)
+        scan = draw_scan(entropy, spacing=generator["spacing"], axcodes=generator["axcodes"])
+        phantom = make_phantom(entropy, **scan)
+        _write_nifti(image, phantom.image, phantom.affine)
+        _write_nifti(label, phantom.label, phantom.affine)
+        mask = phantom.label
+    return [PHANTOM_ORGANS[value - 1] for value in on_faces(mask) if value]
+
+
+def _read_whole(image: Path, label: Path) -> np.ndarray | None:
+    """The labels of a case if both of its files can be read to their end, otherwise None."""
+    try:
+        scan, mask = (np.asarray(nib.load(path).dataobj) for path in (image, label))
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError):
+        return None
+    return mask if mask.shape == scan.shape else None
+
+
+def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    nifti = nib.Nifti1Image(array, affine)
+    nifti.set_qform(affine, code=1)
+    nifti.set_sform(affine, code=1)
+    nifti.header.set_xyzt_units("mm")
+    packed = gzip.compress(nifti.to_bytes(), compresslevel=1, mtime=0)  # the same bytes at every writing
+    with replacing(path) as draft:
+        draft.write_bytes(packed)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _refuse_other(path: Path, generator: dict) -> None:
+    """Raise if a datalist in the folder tells of other options."""
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("generator")
+    except (ValueError, AttributeError):
+        found = None
+    if found != generator:
+        raise InputError(
+            f"{path} was written with other options: it has {found}, asked for are {generator}.",
+            "Choose another folder, or remove this one.",
+        )
+
+
+def _check_generator(
+    cases: int, seed: int, splits: Sequence[float], spacing: Sequence[float] | None, axcodes: str | None
+) -> dict:
+    """The options that decide what is written, as they stand in the datalist."""
+    if not isinstance(cases, int) or cases < 1:
+        raise InputError(f"The number of cases is {cases!r}.", "Give a whole number above 0.")
+    if not isinstance(seed, int):
+        raise InputError(f"The seed {seed!r} is no whole number.", "Give such as 7.")
+    shares = [float(share) for share in splits]
+    if len(shares) != 3 or not min(shares) >= 0 or not abs(sum(shares) - 1) < 1e-6:
+        raise InputError(f"The splits {shares} are not three shares of 1.", "Give such as (0.8, 0.1, 0.1).")
+    if axcodes is not None:
+        check_orientation(axcodes)
+    return {
+        "name": "phantom",
+        "version": GENERATOR_VERSION,
+        "cases": cases,
+        "seed": _check_seed(seed)[0],
+        "splits": shares,
+        "spacing": None if spacing is None else check_spacing(spacing).tolist(),
+        "axcodes": axcodes,
+    }
+
+
+def _check_seed(seed: int | Sequence[int]) -> tuple[int, ...]:
+    numbers = tuple(seed) if isinstance(seed, tuple | list) else (seed,)
+    if not numbers or not all(isinstance(n, int | np.integer) and n >= 0 for n in numbers):
+        raise InputError(f"The seed {seed!r} is not made of whole numbers from 0.", "Give such as 7 or (7, 0).")
+    return tuple(int(n) for n in numbers)
