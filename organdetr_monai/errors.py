@@ -1,6 +1,9 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and how it reaches the screen through other people's wrappers."""
 
 from __future__ import annotations
+
+import sys
+from types import TracebackType
 
 
 class InputError(ValueError):
@@ -17,3 +20,31 @@ class InputError(ValueError):
     def __init__(self, what: str, remedy: str) -> None:
         self.what, self.remedy = what, remedy
         super().__init__(f"{what} {remedy}")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.what, self.remedy)  # survives the way back from a worker process
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """The :class:`InputError` that an exception is, or was raised from: MONAI wraps what its configs and transforms raise."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def show_input_errors_briefly() -> None:
+    """From here on an :class:`InputError` that ends the program shows as one line; everything else keeps its traceback.
+
+    Configs call it first thing in ``initialize``: a wrong path would else end in MONAI's "Failed to evaluate" under
+    a page of traceback.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        found = input_error(error)
+        if found is None:
+            before(kind, error, trace)
+        else:
+            print(f"error: {found}", file=sys.stderr)
+
+    sys.excepthook = hook

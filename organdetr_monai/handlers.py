@@ -59,3 +59,71 @@ class MetricReport:
         for suffix in ("json", "csv"):
             save(self.metric.result, self.output_dir / f"metrics.{suffix}")
         print(f"saved in {self.output_dir}")
+
+
+class DetectionsSaver:
+    """Takes predictions back to the original scans and writes ``OUTPUT/<case>/detections.json``, each as it is ready.
+
+    Parameters
+    ----------
+    output_dir : path
+    organs : sequence of str
+        Of the model; ``organs[k]`` has id ``k + 1``.
+    model_name, model_version : str
+        What the files say made them.
+    threshold : float or mapping from organ to float
+        From this score up an organ is present.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        organs: Sequence[str],
+        *,
+        model_name: str,
+        model_version: str,
+        threshold: float | Mapping[str, float] = 0.5,
+    ) -> None:
+        from organdetr_monai.detections import Model
+
+        self.output_dir, self.organs, self.threshold = Path(output_dir), list(organs), threshold
+        self.model = Model(model_name, model_version)
+        self.failed: list[str] = []
+        self.done = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator whose output has ``pred``."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self.report)
+
+    def save(self, engine: Engine) -> None:
+        """Write the results of a batch."""
+        from organdetr_monai.detections import Detections
+
+        batch = engine.state.batch
+        if "error" in batch:
+            self.failed += batch["case"]
+            return
+        for case, frame, prediction in zip(batch["case"], batch["frame"], engine.state.output["pred"], strict=True):
+            detections = Detections.from_boxes(
+                prediction["boxes"],
+                prediction["scores"],
+                prediction["labels"],
+                organs=self.organs,
+                model=self.model,
+                threshold=self.threshold,
+                **frame,
+            )
+            path = self.output_dir / str(case).replace("/", "_") / "detections.json"
+            detections.save(path)
+            self.done += 1
+            found = ", ".join(f"{organ.organ} {organ.score:.2f}" for organ in detections.present)
+            logger.info("%s: %s -> %s", case, found or "no organ", path)
+
+    def report(self, engine: Engine) -> None:
+        """Say at the end which cases failed; their errors were logged when they occurred."""
+        if self.failed:
+            raise InputError(
+                f"{len(self.failed)} of {len(self.failed) + self.done} cases failed: {', '.join(self.failed)}.",
+                f"See the lines above; the others' results are in {self.output_dir}.",
+            )

@@ -164,3 +164,15 @@ class DetectionInferer(Inferer):
             "scores": torch.tensor([score for score, _ in merged]),
             "labels": torch.arange(1, scores.shape[1] + 1),
         }
+
+
+def detection_step(engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """``iteration_update`` of a MONAI evaluator that detects: ``pred``, a prediction for each image.
+
+    A case that could not be read (:class:`organdetr_monai.data.frames.TolerantDataset`) has none.
+    """
+    if "error" in batch:
+        return {"pred": []}
+    image = batch["image"].to(engine.state.device, non_blocking=engine.non_blocking)
+    with engine.mode(engine.network):
+        return {"pred": engine.inferer(image, engine.network)}

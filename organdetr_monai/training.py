@@ -23,7 +23,8 @@ Sample = Mapping[str, Any]
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     """Batch of samples: images stacked, everything else as lists, because organs differ in number from case to case."""
     batch: dict[str, Any] = {key: [s[key] for s in samples] for key in samples[0]}
-    batch["image"] = torch.stack([_plain(s["image"]) for s in samples])
+    if "image" in batch:  # a case that could not be read has none
+        batch["image"] = torch.stack([_plain(image) for image in batch["image"]])
     return batch
 
 
