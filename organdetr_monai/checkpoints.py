@@ -85,7 +85,7 @@ class TrainingState:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"the run in {self.path.parent} cannot be resumed ({reason}).",
-                "It was made with another network or optimiser: give another --output_dir, or --resume False to start anew.",
+                "It was made with another network or optimiser: give another --ckpt_dir, or --resume False to start anew.",
             ) from error
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if self.evaluator is not None:

@@ -133,20 +133,24 @@ def parameter_groups(
     ]
 
 
-def reference_boxes(samples: Iterable[Sample], *, limit: int = 1000) -> Tensor:
-    """Boxes of training samples, (M, 6) normalised centre boxes, as starting points of the queries.
+def reference_boxes(samples: Iterable[Sample]) -> Tensor:
+    """Boxes of training samples in random order, (M, 6) normalised centre boxes: where the queries start.
 
     Parameters
     ----------
     samples : iterable of samples
-        With ``image``, ``boxes`` as the training transforms give them.
-    limit : int
-        Most boxes to return.
+        With ``image`` and ``boxes`` as the training transforms give them, augmented.
+
+    Raises
+    ------
+    InputError
+        No sample has a box.
     """
     boxes = [normalise(_plain(s["boxes"]), tuple(s["image"].shape[1:])) for s in samples if len(s["boxes"])]
     if not boxes:
-        raise InputError("no training sample has a box", "Check the datalist's label map and the masks.")
-    return torch.cat(boxes)[:limit]
+        raise InputError("no training sample has a box.", "Check the datalist's label map and the masks.")
+    every = torch.cat(boxes)
+    return every[torch.randperm(len(every))]
 
 
 class ReseedEpochs:

@@ -21,7 +21,7 @@ def small_network():
         torch.manual_seed(0)
         options = {
             "backbone": FPNBackbone(1, (6, 8, 12, 16), 24, (1, 2, 3)),
-            "encoder": MSAEncoder(24, (2, 2, 2), heads=3, hidden=32),
+            "encoder": MSAEncoder(24, (4, 4, 4), heads=3, hidden=32),
             "decoder": DeformableDecoder(24, 4, layers=2, heads=6, points=2, hidden=32),
             "segmentation": SegmentationHeads(24, 4),
             "num_queries": 20,

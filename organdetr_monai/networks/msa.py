@@ -87,7 +87,7 @@ class MSALevel(nn.Module):
     dim, heads, hidden : int
         Width, attention heads, hidden width of the MLP.
     window : int
-        Tokens along the edge of a window, even.
+        Tokens along the edge of a window, even, at least 4.
     has_coarser : bool
         Whether there is a coarser level to look at.
     """
@@ -96,8 +96,11 @@ class MSALevel(nn.Module):
         self, dim: int, heads: int, hidden: int, window: int, *, has_coarser: bool, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if window < 2 or window % 2:
-            raise ValueError(f"window must be even, so that it lies over whole coarse tokens, got {window}")
+        if window < 4 or window % 2:
+            raise ValueError(
+                f"window must be even, to lie under whole coarse tokens, and at least 4, for else it lies under a single one "
+                f"and there is nothing to choose from; got {window}"
+            )
         self.window = window
         # A 2×2×2 convolution of stride 2 is one matrix product; 3×3×3 ones would be a third of the whole forward pass.
         self.embed = nn.Conv3d(dim, dim, 2, stride=2)
@@ -157,7 +160,7 @@ class MSAEncoder(nn.Module):
     dim : int
         Width of all maps, a multiple of 6 (sine encoding) and of ``heads``.
     windows : sequence of int
-        Window edge of each level in tokens, finest first, even; its length is the number of levels. A window larger
+        Window edge of each level in tokens, finest first, even, at least 4; its length is the number of levels. A window larger
         than a level's grid makes its attention global.
     heads, hidden : int
         Attention heads; hidden width of the MLPs.

@@ -41,7 +41,7 @@ def test_one_coarse_token_changes_only_the_fine_window_under_it(shape):
 
 @pytest.mark.parametrize("shape", [(32, 16, 24), (20, 12, 28)])
 def test_batch_of_two_equals_two_batches_of_one(shape):
-    encoder = MSAEncoder(24, (4, 2, 8), heads=3, hidden=32).eval()
+    encoder = MSAEncoder(24, (4, 6, 8), heads=3, hidden=32).eval()
     maps = [torch.randn(2, 24, *(-(-n // s) for n in shape)) for s in (1, 2, 4)]
     with torch.inference_mode():
         both = encoder(maps)
@@ -60,7 +60,7 @@ def test_shapes_stay_for_any_size(shape):
 
 
 def test_coarse_context_reaches_the_finest_map():
-    encoder = MSAEncoder(24, (2, 2, 2), heads=3, hidden=32).eval()
+    encoder = MSAEncoder(24, (4, 4, 4), heads=3, hidden=32).eval()
     maps = [torch.randn(1, 24, n, n, n) for n in (16, 8, 4)]
     changed = [maps[0], maps[1], maps[2] + torch.randn(1, 24, 4, 4, 4)]
     assert (encoder(maps)[0] - encoder(changed)[0]).abs().max() > 1e-3
@@ -68,7 +68,7 @@ def test_coarse_context_reaches_the_finest_map():
 
 def test_encoder_is_not_linear_at_the_start():
     # A vanishing layer scale would make f(2x) - f(0) = 2 (f(x) - f(0)); residuals alone would make f(x) = x.
-    encoder = MSAEncoder(24, (2, 2, 2), heads=3, hidden=32).eval()
+    encoder = MSAEncoder(24, (4, 4, 4), heads=3, hidden=32).eval()
     maps = [torch.randn(1, 24, n, n, n) for n in (8, 4, 2)]
     with torch.inference_mode():
         zero, one, two = (encoder([k * m for m in maps])[0] for k in (0.0, 1.0, 2.0))
@@ -85,6 +85,7 @@ def test_padding_is_masked_and_nothing_else():
     assert window_constants(torch.ones(1, 8, 4, 4, 24), (4, 4, 4), (2, 1, 1))[1] is None
 
 
-def test_odd_window_is_refused():
-    with pytest.raises(ValueError, match="even.*3"):
-        MSAEncoder(24, (3, 2, 2), heads=3)
+@pytest.mark.parametrize("window", [3, 5, 2])
+def test_window_over_no_whole_or_a_single_coarse_token_is_refused(window):
+    with pytest.raises(ValueError, match=f"even.*{window}"):
+        MSAEncoder(24, (window, 4, 4), heads=3)

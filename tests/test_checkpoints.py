@@ -1,0 +1,100 @@
+"""What a run leaves on disk: it goes on from there, keeps its best, and says what does not fit."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from organdetr_monai.checkpoints import TrainingState, load_weights, save_atomically
+from organdetr_monai.errors import InputError
+
+
+class Run:
+    """A trainer that adds one to its only weight at each epoch, and an evaluator with given results."""
+
+    def __init__(self, folder, metrics=(), resume=True):
+        self.model = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(self.model.weight)
+        state = SimpleNamespace(best_metric=-1.0, best_metric_epoch=-1)
+        self.evaluator = SimpleNamespace(state=state)
+        self.trainer = Engine(lambda engine, batch: None)
+        self.trainer.state.device = "cpu"
+
+        @self.trainer.on(Events.EPOCH_COMPLETED)
+        def _(engine):
+            with torch.no_grad():
+                self.model.weight += 1
+            value = metrics[engine.state.epoch - 1]
+            if value > state.best_metric:
+                state.best_metric, state.best_metric_epoch = value, engine.state.epoch
+
+        handler = TrainingState(folder, {"network": self.model}, self.model, self.evaluator, resume=resume)
+        handler.attach(self.trainer)
+
+    def __call__(self, epochs):
+        self.trainer.state.max_epochs = epochs
+        self.trainer.run([0], max_epochs=epochs)
+        return self
+
+
+def test_interrupted_run_goes_on_where_it_was(tmp_path):
+    Run(tmp_path, [0.1, 0.2, 0.3, 0.4])(2)
+    second = Run(tmp_path, [0.1, 0.2, 0.3, 0.4])(4)
+    assert second.model.weight.item() == 4 and second.trainer.state.epoch == 4
+
+
+def test_best_model_survives_worse_epochs_and_a_resumption(tmp_path):
+    metrics = [0.1, 0.9, 0.3, 0.4]
+    Run(tmp_path, metrics)(3)
+    assert torch.load(tmp_path / "model.pt")["weight"].item() == 2
+    Run(tmp_path, metrics)(4)  # 0.4 is the best that this process saw, not the best of the run
+    assert torch.load(tmp_path / "model.pt")["weight"].item() == 2
+
+
+def test_resume_off_starts_anew(tmp_path):
+    Run(tmp_path, [0.1, 0.2])(2)
+    assert Run(tmp_path, [0.1, 0.2], resume=False)(1).model.weight.item() == 1
+
+
+def test_state_of_another_network_is_refused(tmp_path):
+    Run(tmp_path, [0.1])(1)
+    other = Run(tmp_path, [0.1, 0.1])
+    other.model = torch.nn.Linear(2, 3)
+    handler = TrainingState(tmp_path, {"network": other.model}, other.model)
+    with pytest.raises(InputError, match="cannot be resumed.*--ckpt_dir"):
+        handler.restore(other.trainer)
+
+
+def test_failed_save_leaves_the_old_file_and_no_debris(tmp_path):
+    path = tmp_path / "x.pt"
+    save_atomically({"a": 1}, path)
+    with pytest.raises(Exception, match="pickle|lambda"):
+        save_atomically({"a": lambda: 1}, path)
+    assert torch.load(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_weights_round_trip(tmp_path, small_network):
+    network = small_network()
+    save_atomically(network.state_dict(), tmp_path / "model.pt")
+    other = small_network()
+    torch.nn.init.zeros_(other.content)
+    assert torch.equal(load_weights(other, tmp_path / "model.pt").content, network.content)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (None, "no weights"),
+        (lambda p: p.write_text("hello"), "not a checkpoint"),
+        (lambda p: torch.save([1, 2], p), "holds a list"),
+        (lambda p: torch.save({"content": torch.zeros(3, 3)}, p), r"another architecture \(\d+ missing.*shape \(3, 3\)"),
+    ],
+)
+def test_wrong_checkpoint_is_named(tmp_path, small_network, write, message):
+    path = tmp_path / "model.pt"
+    if write:
+        write(path)
+    with pytest.raises(InputError, match=message):
+        load_weights(small_network(), path)
