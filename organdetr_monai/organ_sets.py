@@ -82,7 +82,7 @@ SETS: dict[str, OrganSet] = {
             "OpenKBP head and neck",
             _OPENKBP,
             spacing=(4.0, 4.0, 4.0),
-            window=(64, 64, 96),  # 256 mm across holds every contoured organ, 384 mm the longest scan
+            window=(128, 64, 96),  # shoulders included; half of the scans fit, the others take a second window
             num_queries=100,
             source="Babier et al., Medical Physics 2021, with CTs of The Cancer Imaging Archive",
             licence="repository MIT; scans under the terms of their TCIA collections",

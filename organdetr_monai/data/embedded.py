@@ -7,8 +7,11 @@ from pathlib import Path
 
 from organdetr_monai.errors import InputError
 
+#: Of the phantoms: two thirds to train on, and enough to tell one model from another.
+SPLITS = (4 / 6, 1 / 6, 1 / 6)
 
-def embedded_datalist(dataset_dir: str | os.PathLike, *, default: str | os.PathLike, cases: int = 100) -> str:
+
+def embedded_datalist(dataset_dir: str | os.PathLike, *, default: str | os.PathLike, cases: int = 120) -> str:
     """Path of the datalist in a folder; makes phantoms where the folder is the default one.
 
     Parameters
@@ -34,7 +37,7 @@ def embedded_datalist(dataset_dir: str | os.PathLike, *, default: str | os.PathL
     if Path(dataset_dir).resolve() == Path(default).resolve():
         from organdetr_monai.data.phantom import write_phantoms
 
-        return str(write_phantoms(dataset_dir, cases=cases))
+        return str(write_phantoms(dataset_dir, cases=cases, splits=SPLITS))
     if not datalist.is_file():
         raise InputError(f"there is no {datalist}.", "Name the datalist with --datalist, or make one with `organdetr prepare`.")
     return str(datalist)

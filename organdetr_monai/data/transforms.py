@@ -50,6 +50,14 @@ def affine_of(volume: MetaTensor) -> np.ndarray:
     return np.asarray(volume.affine, dtype=np.float64)
 
 
+def check_spacing(spacing: float | Sequence[float]) -> np.ndarray:
+    """Working spacing in mm as an array (3,); :class:`InputError` unless it is one positive number or three."""
+    values = np.asarray(spacing, dtype=np.float64)
+    if values.shape not in ((), (1,), (3,)) or not np.isfinite(values).all() or (values <= 0).any():
+        raise InputError(f"The working spacing is {spacing!r}.", "Give mm: one positive number, or one for each axis.")
+    return np.broadcast_to(values, 3).copy()
+
+
 class CheckImaged(MapTransform):
     """Refuse what is no single 3D volume of finite numbers; float32 comes out.
 
@@ -95,13 +103,13 @@ class BlockAveraged(MapTransform):
     Parameters
     ----------
     keys : images
-    spacing : float
-        Working spacing in mm.
+    spacing : float or 3 floats
+        Working spacing in mm, of all axes or of each.
     """
 
-    def __init__(self, keys: KeysCollection, spacing: float, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, spacing: float | Sequence[float], allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.spacing = float(spacing)
+        self.spacing = check_spacing(spacing)
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Average each key."""
@@ -187,8 +195,8 @@ class CropBodyd(MapTransform):
         return start, stop
 
 
-class IsotropicSpacingd(MapTransform):
-    """Resample onto an isotropic grid that covers the volume from edge to edge.
+class WorkingSpacingd(MapTransform):
+    """Resample onto the working grid, which covers the volume from edge to edge.
 
     MONAI's ``SpatialResample`` does the work. Unlike ``Spacingd`` the grid starts at the outer edge of the first voxel,
     not at its centre, and strings beside the image in the sample (MONAI Label adds ``image_path``) are left alone.
@@ -196,13 +204,13 @@ class IsotropicSpacingd(MapTransform):
     Parameters
     ----------
     keys : images
-    spacing : float
-        mm.
+    spacing : float or 3 floats
+        mm, of all axes or of each.
     """
 
-    def __init__(self, keys: KeysCollection, spacing: float, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, spacing: float | Sequence[float], allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.spacing = float(spacing)
+        self.spacing = check_spacing(spacing)
         self.resample = SpatialResample(
             mode="bilinear", padding_mode="border", align_corners=False, dtype=torch.float32
         )

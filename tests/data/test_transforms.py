@@ -18,7 +18,7 @@ from organdetr_monai.data.transforms import (
     BlockAveraged,
     CheckImaged,
     CropBodyd,
-    IsotropicSpacingd,
+    WorkingSpacingd,
 )
 from organdetr_monai.data.truth import MapLabelsd, TruthBoxesd
 from organdetr_monai.errors import InputError
@@ -36,7 +36,7 @@ def image_steps():
         Orientationd("image", axcodes="RAS"),
         BlockAveraged("image", SPACING),
         CropBodyd("image"),
-        IsotropicSpacingd("image", SPACING),
+        WorkingSpacingd("image", SPACING),
         ScaleIntensityRanged("image", -200, 300, 0, 1, clip=True),
         SpatialPadd("image", WINDOW),
     ]
@@ -114,7 +114,7 @@ def test_averaging_and_resampling_leave_a_linear_ramp_in_place(size):
     index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1)
     slope = np.array([3.0, -2.0, 5.0])
     ramp = ((index @ affine[:3, :3].T + affine[:3, 3]) @ slope).astype(np.float32)
-    image = Compose([BlockAveraged("image", 4.0), IsotropicSpacingd("image", 4.0)])({"image": volume(ramp, affine)})[
+    image = Compose([BlockAveraged("image", 4.0), WorkingSpacingd("image", 4.0)])({"image": volume(ramp, affine)})[
         "image"
     ]
     index = np.stack(np.meshgrid(*map(np.arange, image.shape[1:]), indexing="ij"), -1)
@@ -139,7 +139,7 @@ def test_coarse_volumes_are_not_averaged():
 
 def test_resampling_is_linear_interpolation_from_edge_to_edge():
     values = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32)
-    image = IsotropicSpacingd("image", 0.7)({"image": volume(values)})["image"]
+    image = WorkingSpacingd("image", 0.7)({"image": volume(values)})["image"]
     assert image.shape == (1, 13, 12, 10)
     where = np.stack(np.meshgrid(*[np.arange(n) * 0.7 - 0.15 for n in image.shape[1:]], indexing="ij"))
     expected = map_coordinates(values, where, order=1, mode="nearest")
@@ -212,3 +212,15 @@ def test_a_real_scan_stored_otherwise_gives_the_same_image(tmp_path, axcodes):
     one, other = (prepare({"image": str(path)})["image"] for path in (TORSO / "ct.nii.gz", tmp_path / "stored.nii.gz"))
     torch.testing.assert_close(one.as_tensor(), other.as_tensor(), rtol=0, atol=1e-5)
     np.testing.assert_allclose(one.affine, other.affine, atol=1e-3)
+
+
+def test_each_axis_may_have_its_own_spacing():
+    image = WorkingSpacingd("image", (2.0, 3.0, 6.0))({"image": volume(torch.rand(12, 12, 12).numpy(), np.diag([1, 1, 2, 1.0]))})
+    assert tuple(image["image"].shape[1:]) == (6, 4, 4)
+    np.testing.assert_allclose(np.linalg.norm(image["image"].affine[:3, :3], axis=0), (2, 3, 6))
+
+
+@pytest.mark.parametrize("spacing", [0, -1.0, (1, 2), (1, 2, float("nan"))])
+def test_spacing_that_cannot_be_is_refused(spacing):
+    with pytest.raises(InputError, match="working spacing"):
+        WorkingSpacingd("image", spacing)

@@ -1,0 +1,123 @@
+"""The three standard views of a scan as flat pictures with boxes on them: what a preview draws, before it is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from organdetr_monai.detections import Detections, OrganDetection
+from organdetr_monai.geometry import axcodes_of, spacing_of
+
+__all__ = ["FlatBox", "View", "standard_views"]
+
+# name, patient axis cut through, axis to the right, axis up or down, whether the last one points up in the picture.
+# Radiological convention: the patient's right is at the picture's left.
+_PLANES = (("axial", 2, 0, 1, False), ("coronal", 1, 0, 2, True), ("sagittal", 0, 1, 2, True))
+_LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))  # low and high end of each LPS axis
+
+
+@dataclass(frozen=True)
+class FlatBox:
+    """One organ's box projected on a view: ``(left, top, right, bottom)`` in mm from the picture's top left corner."""
+
+    entry: OrganDetection
+    edges: tuple[float, float, float, float]
+    is_cut: bool  # by this view's slice
+    distance: float  # mm from the slice to the box, 0 if cut
+
+
+@dataclass(frozen=True)
+class View:
+    """One slice.
+
+    Attributes
+    ----------
+    name : {"axial", "coronal", "sagittal"}
+    pixels : ndarray of shape (rows, columns)
+        First row on top, first column at the left.
+    width, height : float
+        In mm.
+    marks : tuple of 4 str
+        Patient directions at the picture's left, top, right and bottom.
+    index, count : int
+        Slice of the original array along the axis cut through, and how many it has.
+    boxes : tuple of FlatBox
+    """
+
+    name: str
+    pixels: np.ndarray
+    width: float
+    height: float
+    marks: tuple[str, str, str, str]
+    index: int
+    count: int
+    boxes: tuple[FlatBox, ...]
+
+
+def standard_views(detections: Detections, image: np.ndarray) -> tuple[View, View, View]:
+    """Axial, coronal and sagittal slice, each where it cuts most boxes.
+
+    Parameters
+    ----------
+    detections : Detections
+    image : ndarray of shape (X, Y, Z)
+        The original array; only three slices are read. In an oblique scan the views follow the array's axes, named by
+        the patient's nearest ones, so that boxes stay rectangles.
+    """
+    codes = axcodes_of(detections.affine)
+    order = [next(i for i, code in enumerate(codes) if code in ends) for ends in _LETTERS]  # array axis of x, y, z
+    flipped = [codes[i] == ends[0] for i, ends in zip(order, _LETTERS, strict=True)]
+    shape = np.asarray(detections.shape)[order]
+    spacing = spacing_of(detections.affine)[order]
+    boxes = np.array([entry.box_voxel for entry in detections.present], dtype=np.float64).reshape(-1, 2, 3)[..., order]
+    mirrored = shape - boxes[:, ::-1]
+    boxes = np.where(flipped, mirrored, boxes)  # (M, 2, 3), voxels along L, P, S
+    views = []
+    for name, through, right, vertical, up in _PLANES:
+        index = _busiest_slice(boxes[:, 0, through], boxes[:, 1, through], shape[through])
+        original = shape[through] - 1 - index if flipped[through] else index
+        where = [slice(None)] * 3
+        where[order[through]] = int(original)
+        pixels = np.asarray(image[tuple(where)])  # two axes, in array order
+        if order[right] < order[vertical]:
+            pixels = pixels.T  # rows are the vertical axis
+        if flipped[vertical] != up:
+            pixels = pixels[::-1]
+        if flipped[right]:
+            pixels = pixels[:, ::-1]
+        size = shape * spacing
+        flat = [
+            _flatten(entry, box * spacing, (through, right, vertical, up), (index + 0.5) * spacing[through], size)
+            for entry, box in zip(detections.present, boxes, strict=True)
+        ]
+        low, high = _LETTERS[vertical]
+        marks = (_LETTERS[right][0], high if up else low, _LETTERS[right][1], low if up else high)
+        views.append(
+            View(name, pixels, size[right], size[vertical], marks, int(original), int(shape[through]), tuple(flat))
+        )
+    return tuple(views)
+
+
+def _busiest_slice(starts: np.ndarray, stops: np.ndarray, count: int) -> int:
+    """Index of the slice whose centre lies in most boxes; of several, the one nearest to the boxes' centres."""
+    if len(starts) == 0:
+        return int(count) // 2
+    centers = np.arange(count) + 0.5
+    cut = ((starts[:, None] <= centers) & (centers < stops[:, None])).sum(axis=0)  # (count,)
+    candidates = np.flatnonzero(cut == cut.max())
+    middle = np.median((starts + stops) / 2)
+    return int(candidates[np.argmin(np.abs(candidates + 0.5 - middle))])
+
+
+def _flatten(
+    entry: OrganDetection, box: np.ndarray, plane: tuple[int, int, int, bool], position: float, size: np.ndarray
+) -> FlatBox:
+    """Project a box (2, 3), mm along L, P, S from the scan's corner, on the slice at `position`."""
+    through, right, vertical, up = plane
+    top, bottom = box[0, vertical], box[1, vertical]
+    if up:
+        top, bottom = size[vertical] - bottom, size[vertical] - top
+    distance = max(box[0, through] - position, position - box[1, through], 0.0)
+    edges = (float(box[0, right]), float(top), float(box[1, right]), float(bottom))
+    return FlatBox(entry, edges, distance == 0, float(distance))

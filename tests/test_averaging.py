@@ -1,0 +1,45 @@
+"""The moving average of the weights."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from organdetr_monai.averaging import WeightAverage
+
+
+def engine(step: int) -> SimpleNamespace:
+    return SimpleNamespace(state=SimpleNamespace(iteration=step))
+
+
+def test_average_of_constant_weights_is_those_weights():
+    network = torch.nn.Linear(2, 2)
+    average = WeightAverage(network, decay=0.9)
+    torch.nn.init.ones_(network.weight)
+    for step in range(1, 200):
+        average(engine(step))
+    assert torch.allclose(average.average.weight, network.weight, atol=1e-6)
+
+
+def test_it_moves_by_the_share_of_the_step_whatever_came_before():
+    network = torch.nn.Linear(1, 1, bias=False)
+    for step, share in ((1, 10 / 11), (10, 0.5), (10_000, 0.1)):
+        average = WeightAverage(network, decay=0.9)  # as after a resumption: this object has seen no step
+        torch.nn.init.zeros_(average.average.weight)
+        torch.nn.init.ones_(network.weight)
+        average(engine(step))
+        assert average.average.weight.item() == pytest.approx(share, rel=1e-4)
+
+
+def test_average_learns_nothing_and_the_network_is_left_alone():
+    network = torch.nn.Linear(2, 2)
+    before = network.weight.clone()
+    average = WeightAverage(network)
+    average(engine(3))
+    assert torch.equal(network.weight, before) and network.weight.requires_grad
+    assert not any(p.requires_grad for p in average.average.parameters())
+
+
+def test_decay_is_checked():
+    with pytest.raises(ValueError, match="1.5"):
+        WeightAverage(torch.nn.Linear(1, 1), decay=1.5)

@@ -1,0 +1,237 @@
+"""The bundle as MONAI sees it: configs, properties, and the workflow from training to boxes in millimetres."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from organdetr_monai.data.phantom import write_phantoms
+from organdetr_monai.detections import Detections
+from organdetr_monai.errors import input_error
+from organdetr_monai.organs import SETS, channel_def
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+DELTAS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.json"))
+
+#: A network and a window that take milliseconds. Not a config of the project: nobody should train it.
+TINY = {
+    "spacing": 16.0,
+    "window": [32, 32, 32],
+    "hidden_dim": 24,
+    "num_queries": 24,
+    "network_def#backbone#channels": [4, 8, 8, 8],
+    "network_def#encoder#hidden": 24,
+    "network_def#decoder#hidden": 24,
+    "network_def#decoder#layers": 2,
+    "network_def#decoder#points": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """Six phantoms of coarse voxels, split into training and validation."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, cases=6, splits=(0.5, 0.25, 0.25), spacing=(10, 10, 10), workers=1, progress=False)
+    return folder
+
+
+def overrides(phantoms: Path, out: Path, **more) -> dict:
+    paths = {"bundle_root": str(ROOT), "dataset_dir": str(phantoms), "ckpt_dir": str(out), "output_dir": str(out)}
+    quick = {"max_epochs": 2, "val_interval": 1, "device": "$torch.device('cpu')"}
+    quick["datalist"] = str(phantoms / "datalist.json")
+    return {**TINY, **paths, **quick, **more}
+
+
+def workflow(kind: str, names: list[str], **options) -> ConfigWorkflow:
+    flow = ConfigWorkflow(
+        config_file=[str(CONFIGS / f"{name}.json") for name in names],
+        workflow_type=kind,
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        **options,
+    )
+    flow.initialize()
+    return flow
+
+
+def parsed(*names: str, **options) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in names])
+    parser.update(options)
+    return parser
+
+
+def run(out: Path, phantoms: Path, **more) -> None:
+    workflow("train", ["train"], run_id="training", **overrides(phantoms, out, **more)).run()
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms, tmp_path_factory):
+    """Folder of a finished run of two epochs."""
+    out = tmp_path_factory.mktemp("run")
+    run(out, phantoms)
+    return out
+
+
+def test_properties_are_complete(phantoms, trained):
+    assert workflow("train", ["train"], **overrides(phantoms, trained)).check_properties() == []
+    assert workflow("eval", ["train", "evaluate"], **overrides(phantoms, trained)).check_properties() == []
+    options = inference_options(phantoms, trained, trained, phantoms / "images")
+    assert workflow("infer", ["inference"], **options).check_properties() == []
+
+
+def test_training_leaves_a_plain_state_dict_logs_and_the_state_of_the_run(trained):
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    assert all(torch.is_tensor(v) for v in weights.values())
+    assert any(p.name.startswith("events") for p in (trained / "tensorboard").iterdir())
+    assert torch.load(trained / "last.pt", weights_only=True)["epoch"] == 2
+
+
+def test_resumed_run_equals_an_uninterrupted_one(phantoms, trained, tmp_path):
+    # The schedule spans both epochs in either case; the first process just ends after one.
+    run(tmp_path, phantoms, **{"train#trainer#max_epochs": 1})
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 1
+    run(tmp_path, phantoms)
+    ours, theirs = (torch.load(p / "last.pt", weights_only=True)["parts"] for p in (tmp_path, trained))
+    for part in ("network", "ema"):
+        assert all(torch.equal(v, theirs[part][k]) for k, v in ours[part].items()), part
+
+
+def test_killed_run_goes_on_from_any_folder(phantoms, tmp_path):
+    out = tmp_path / "out"
+    options = overrides(phantoms, out, max_epochs=40, val_interval=50)
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
+    command += [f"--{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in options.items()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 240
+        while not (out / "last.pt").exists():
+            assert process.poll() is None, process.stdout.read().decode()[-3000:]
+            assert time.monotonic() < deadline, "no epoch was finished"
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    reached = torch.load(out / "last.pt", weights_only=True)["epoch"]
+    assert 1 <= reached < 40
+    run(out, phantoms, max_epochs=reached + 1, val_interval=50)
+    assert torch.load(out / "last.pt", weights_only=True)["epoch"] == reached + 1
+
+
+def test_evaluation_prints_and_saves_the_table(phantoms, trained, tmp_path, capsys):
+    options = overrides(phantoms, tmp_path, ckpt_dir=str(trained))
+    workflow("eval", ["train", "evaluate"], run_id="evaluating", **options).run()
+    printed = capsys.readouterr().out
+    saved = json.loads((tmp_path / "metrics.json").read_text())
+    assert all(organ in printed for organ in SETS["phantom"].organs)
+    assert set(saved["per_organ"]) == set(SETS["phantom"].organs) and 0 <= saved["mAP_coco"] <= 1
+
+
+def inference_options(phantoms, trained, out, images) -> dict:
+    options = overrides(phantoms, out, dataset_dir=str(images), ckpt_path=str(trained / "model.pt"))
+    for key in ("ckpt_dir", "max_epochs", "val_interval", "datalist"):
+        options.pop(key)
+    return options
+
+
+def test_inference_writes_boxes_without_labels_and_one_bad_case_costs_only_itself(phantoms, trained, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    good = sorted((phantoms / "images").iterdir())[:2]
+    for path in good:
+        os.link(path, images / path.name)
+    (images / "case_000a.nii.gz").write_bytes(good[0].read_bytes()[:5000])  # cut off, between two good ones
+    flow = workflow(
+        "infer", ["inference"], run_id="inference", **inference_options(phantoms, trained, tmp_path / "out", images)
+    )
+    flow.parser["handlers"][0]["threshold"] = 0.0
+    with pytest.raises(Exception) as failure:  # MONAI wraps what a config's expression raises
+        flow.run()
+    assert "1 of 3 cases failed: case_000a" in str(input_error(failure.value))
+    for path in good:
+        name = path.name.removesuffix(".nii.gz")
+        detections = Detections.load(tmp_path / "out" / name / "detections.json")
+        assert [organ.organ for organ in detections.organs] == list(SETS["phantom"].organs)
+        assert detections.present, "with a threshold of 0 every organ has its best box"
+
+
+def test_train_and_inference_describe_one_network_and_one_preprocessing():
+    train, inference = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
+    assert train["network_def"] == inference["network_def"]
+    *steps, pad, record = inference["preprocessing"]["transforms"]
+    assert train["preprocess"]["transforms"] == steps
+    assert pad in train["validate"]["preprocessing"]["transforms"] and record["_target_"].endswith("RecordFramed")
+    for key in ("organs", "spacing", "window", "hu_window", "hidden_dim", "num_queries"):
+        assert train[key] == inference[key]
+
+
+def test_default_network_is_light_and_the_papers_fits_its_limit():
+    count = lambda parser: sum(p.numel() for p in parser.get_parsed_content("network_def").parameters())  # noqa: E731
+    assert count(parsed("train.json")) <= 5e6
+    paper = parsed("train.json", "size/paper.json")
+    assert 20e6 < count(paper) <= 60e6
+    network = paper.get_parsed_content("network_def")
+    attention = network.decoder.layers[0].cross_attention
+    assert (network.decoder.dim, attention.heads, attention.levels, attention.points) == (384, 6, 3, 4)
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+def test_every_delta_changes_the_base_and_still_trains(delta, phantoms, tmp_path, make_targets):
+    content = json.loads((CONFIGS / delta).read_text())
+    parser = parsed("train.json", delta)
+    base = parsed("train.json")
+    assert all(parser[key] != base.get(key) for key in content), "a delta that changes nothing"
+    tiny = {k: v for k, v in TINY.items() if not (k.startswith("network_def#encoder") and delta == "encoder/none.json")}
+    if "organ_set" not in content:
+        tiny["num_queries"] = 24
+    else:
+        tiny.pop("num_queries")
+    parser.update({**tiny, "device": "$torch.device('cpu')"})
+    network, loss = parser.get_parsed_content("network"), parser.get_parsed_content("loss")
+    organs = len(parser.get_parsed_content("organs"))
+    terms = loss(network(torch.rand(1, 1, 32, 32, 32)), make_targets([3], num_classes=organs, shape=(32, 32, 32)))
+    terms["loss"].backward()
+    assert terms["loss"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"datalist": "nowhere.json"}, "nowhere.json"),
+        ({"dataset_dir": "empty", "datalist": json.loads((CONFIGS / "train.json").read_text())["datalist"]}, "there is no"),
+        ({"organs": ["femur_left"]}, "none of the model's organs"),
+        ({"val_datalist": "copy.json"}, "in training and in validation"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(phantoms, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    content = json.loads((phantoms / "datalist.json").read_text())
+    cases = [{**case, "split": "val"} for case in content["cases"]]
+    for case in cases:
+        case["image"], case["label"] = (str(phantoms / case[key]) for key in ("image", "label"))
+    (tmp_path / "copy.json").write_text(json.dumps({**content, "cases": cases}))
+    with pytest.raises(Exception) as failure:  # MONAI wraps what a config's expression raises
+        run(tmp_path / "out", phantoms, **options)
+    assert message in str(input_error(failure.value))
+    assert not (tmp_path / "out").exists()
+
+
+def test_metadata_tells_what_the_registry_and_the_package_say():
+    import organdetr_monai
+
+    meta = json.loads((CONFIGS / "metadata.json").read_text())
+    assert meta["version"] == organdetr_monai.__version__ and meta["version"] in meta["changelog"]
+    output = meta["network_data_format"]["outputs"]["pred"]
+    assert output["channel_def"] == channel_def(SETS["phantom"].organs)
+    assert meta["network_data_format"]["inputs"]["image"]["spatial_shape"] == list(SETS["phantom"].window)
