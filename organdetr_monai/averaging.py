@@ -12,9 +12,9 @@ from torch import nn
 class WeightAverage:
     """Handler: exponential moving average of a network's weights.
 
-    After step ``i`` the average moves by ``1 - min(decay, i / (i + 10))`` towards the network: quickly at first, so that the
-    start is soon forgotten. The step is the trainer's, so a resumed run goes on as if nothing had happened; ignite's
-    ``EMAHandler`` counts its warm-up from the start of the process.
+    After step ``i`` the average moves by ``1 - min(decay, i / (i + 10))`` towards the network: quickly at first, so
+    that the start is soon forgotten. The step is the trainer's, so a resumed run goes on as if nothing had happened;
+    ignite's ``EMAHandler`` counts its warm-up from the start of the process.
 
     Parameters
     ----------

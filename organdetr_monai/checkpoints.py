@@ -29,10 +29,10 @@ def save_atomically(obj: Any, path: Path) -> None:
 
 
 class TrainingState:
-    """Handler: saves everything that a run needs to go on after each epoch, restores it at the start, keeps the best model.
+    """Handler: saves after each epoch what a run needs to go on, restores it at the start, keeps the best model.
 
-    ``last.pt`` holds the state of the run (not to be shared); ``model.pt`` is the plain state dict of the best model so far by
-    the evaluator's key metric, which is what a MONAI bundle ships.
+    ``last.pt`` holds the state of the run (not to be shared); ``model.pt`` is the plain state dict of the best model
+    so far by the evaluator's key metric, which is what a MONAI bundle ships.
 
     Parameters
     ----------
@@ -85,13 +85,15 @@ class TrainingState:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"the run in {self.path.parent} cannot be resumed ({reason}).",
-                "It was made with another network or optimiser: give another --ckpt_dir, or --resume False to start anew.",
+                "It is of another network or optimiser: give another --ckpt_dir, or --resume False to start anew.",
             ) from error
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if self.evaluator is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
-        logger.info("resumed %s after epoch %d", self.path, state["epoch"])
+        logger.info("resumed %s after epoch %d of %d", self.path, state["epoch"], engine.state.max_epochs)
+        if state["epoch"] >= engine.state.max_epochs:
+            logger.info("nothing left to train: raise --max_epochs, or give another --ckpt_dir to start anew")
 
     def store(self, engine: Any) -> None:
         """Write ``model.pt`` if this epoch is the best, then ``last.pt``."""
@@ -125,7 +127,9 @@ def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.de
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        raise InputError(f"{path} is not a checkpoint ({type(error).__name__}).", "Give a model.pt of this bundle.") from error
+        raise InputError(
+            f"{path} is not a checkpoint ({type(error).__name__}).", "Give a model.pt of this bundle."
+        ) from error
     own = network.state_dict()
     if not isinstance(state, Mapping):
         raise InputError(f"{path} holds a {type(state).__name__}, not a state dict.", "Give a model.pt of this bundle.")
@@ -135,7 +139,9 @@ def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.de
         example = (
             f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, the network {tuple(own[wrong[0]].shape)}"
             if wrong
-            else f"first missing: {missing[0]}" if missing else f"first unknown: {extra[0]}"
+            else f"first missing: {missing[0]}"
+            if missing
+            else f"first unknown: {extra[0]}"
         )
         raise InputError(
             f"{path} belongs to another architecture ({len(missing)} missing, {len(extra)} unknown, {len(wrong)} of "

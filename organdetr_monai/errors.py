@@ -26,7 +26,9 @@ class InputError(ValueError):
 
 
 def input_error(error: BaseException | None) -> InputError | None:
-    """The :class:`InputError` that an exception is, or was raised from: MONAI wraps what its configs and transforms raise."""
+    """The :class:`InputError` that an exception is, or was raised from: MONAI wraps what its configs and transforms
+    raise.
+    """
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
     return error

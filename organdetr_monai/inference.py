@@ -16,7 +16,7 @@ from organdetr_monai.boxes import denormalise
 
 
 def best_queries(output: dict[str, Tensor], window: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Best-scoring query of each organ, over all queries: an organ is found even where no query calls it its first choice.
+    """Best query of each organ, over all queries: an organ is found even where no query calls it its first choice.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ def merge_windows(
     """One box of one organ from its candidates in overlapping windows.
 
     A box that reaches a face of its window inside the volume is a piece: the window, not the organ, ends there. A whole
-    organ is preferred to a piece. Where only pieces are to be had (an organ longer than the window), the best is extended
-    over each cut face by the candidates that go on there.
+    organ is preferred to a piece. Where only pieces are to be had (an organ longer than the window), the best is
+    extended over each cut face by the candidates that go on there.
 
     Parameters
     ----------
@@ -130,8 +130,8 @@ class DetectionInferer(Inferer):
         Returns
         -------
         list of dict
-            For each volume ``boxes`` (K, 6) corners in its voxels, ``scores`` (K,), ``labels`` (K,) = 1..K, on the host:
-            the best box of every organ, whatever its score.
+            For each volume ``boxes`` (K, 6) corners in its voxels, ``scores`` (K,), ``labels`` (K,) = 1..K, on the
+            host: the best box of every organ, whatever its score.
         """
         volume = torch.as_tensor(inputs)
         volume = volume.as_tensor() if hasattr(volume, "as_tensor") else volume
@@ -156,9 +156,7 @@ class DetectionInferer(Inferer):
     def _merge(self, scores: np.ndarray, boxes: np.ndarray, starts: np.ndarray, shape: Sequence[int]) -> dict:
         boxes = boxes + np.concatenate([starts, starts], axis=1)[:, None]  # (W, K, 6), voxels of the volume
         # Not shape of the padded volume: what lies in the padding is outside.
-        merged = [
-            merge_windows(scores[:, k], boxes[:, k], starts, self.window, shape) for k in range(scores.shape[1])
-        ]
+        merged = [merge_windows(scores[:, k], boxes[:, k], starts, self.window, shape) for k in range(scores.shape[1])]
         return {
             "boxes": torch.from_numpy(np.stack([box for _, box in merged])).float(),
             "scores": torch.tensor([score for score, _ in merged]),

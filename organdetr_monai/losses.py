@@ -46,8 +46,8 @@ class DetectionLoss(nn.Module):
         output : mapping
             As :class:`organdetr_monai.networks.OrganDETR` gives it; ``aux`` and ``segmentation`` where there.
         targets : sequence of dict
-            For each image ``boxes`` (M, 6) normalised centre boxes, ``labels`` (M,) in 1..K, ``annotated`` (K,) bool, and
-            ``mask`` (X, Y, Z) ids where the output has a segmentation.
+            For each image ``boxes`` (M, 6) normalised centre boxes, ``labels`` (M,) in 1..K, ``annotated`` (K,) bool,
+            and ``mask`` (X, Y, Z) ids where the output has a segmentation.
 
         Returns
         -------
@@ -99,8 +99,8 @@ class DetectionLoss(nn.Module):
 def mask_unannotated(logits: Tensor, annotated: Tensor) -> Tensor:
     """Take the classes that an image does not annotate out of its softmax.
 
-    With a logit of minus infinity such a class has no probability and no gradient: a query may call itself that organ and
-    is neither right nor wrong.
+    With a logit of minus infinity such a class has no probability and no gradient: a query may call itself that organ
+    and is neither right nor wrong.
 
     Parameters
     ----------
@@ -117,8 +117,8 @@ def mask_unannotated(logits: Tensor, annotated: Tensor) -> Tensor:
 def class_shares(mask: Tensor, shape: Sequence[int], num_classes: int) -> Tensor:
     """Share of each class in the cells of a coarser grid.
 
-    A cell of a coarse map holds several organs; the share says so, where a nearest neighbour would pick one by chance and
-    lose thin organs.
+    A cell of a coarse map holds several organs; the share says so, where a nearest neighbour would pick one by chance
+    and lose thin organs.
 
     Parameters
     ----------

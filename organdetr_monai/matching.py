@@ -1,7 +1,8 @@
 """Who is responsible for which organ: the assignment of queries to annotated organs.
 
-A matcher is an ``nn.Module`` without parameters: the pair costs of all images and decoder layers are computed on the device and brought
-to the host in one transfer, the only one of a training step; the assignment itself is SciPy's exact solver.
+A matcher is an ``nn.Module`` without parameters: the pair costs of all images and decoder layers are computed on the
+device and brought to the host in one transfer, the only one of a training step; the assignment itself is SciPy's exact
+solver.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def cost(self, outputs: dict[str, Tensor], targets: Targets) -> Tensor:
-        """Pair costs, (B, N, M) with M the largest number of organs in the batch; what lies beyond an image's own is void.
+        """Pair costs, (B, N, M), M the largest number of organs in the batch; what lies beyond an image's own is void.
 
         ``outputs`` and ``targets`` as in :meth:`forward`.
         """

@@ -37,7 +37,8 @@ def prepare_batch(
     -------
     image : Tensor of shape (B, 1, X, Y, Z)
     targets : list of dict
-        For each image ``boxes`` (M, 6) normalised centre boxes, ``labels`` (M,), ``annotated`` (K,) and ``mask`` (X, Y, Z).
+        For each image ``boxes`` (M, 6) normalised centre boxes, ``labels`` (M,), ``annotated`` (K,) and ``mask`` (X,
+        Y, Z).
     """
     image = _plain(batch["image"]).to(device, non_blocking=non_blocking)
     window = tuple(image.shape[2:])
@@ -71,8 +72,8 @@ def _plain(x: Any) -> Tensor:
 class TrainingStep:
     """One optimiser step of a MONAI ``SupervisedTrainer``, given as its ``iteration_update``.
 
-    Unlike the trainer's own step it takes a loss of several terms, each of which ends up in ``engine.state.output``, and clips
-    the gradient after it was unscaled.
+    Unlike the trainer's own step it takes a loss of several terms, each of which ends up in ``engine.state.output``,
+    and clips the gradient after it was unscaled.
 
     Parameters
     ----------
@@ -120,7 +121,9 @@ class TrainingStep:
 def parameter_groups(
     network: nn.Module, *, lr: float = 2e-4, weight_decay: float = 1e-4, slow: float = 0.1
 ) -> list[dict[str, Any]]:
-    """Groups for AdamW: norms, biases and embeddings without decay; sampling offsets and reference boxes at ``slow * lr``."""
+    """Groups for AdamW: norms, biases and embeddings without decay; sampling offsets and reference boxes at ``slow *
+    lr``.
+    """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, p in network.named_parameters():
         if p.requires_grad:

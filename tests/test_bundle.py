@@ -111,7 +111,9 @@ def test_killed_run_goes_on_from_any_folder(phantoms, tmp_path):
     out = tmp_path / "out"
     options = overrides(phantoms, out, max_epochs=40, val_interval=50)
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
-    command += [f"--{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in options.items()]
+    command += [
+        f"--{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in options.items()
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -209,7 +211,10 @@ def test_every_delta_changes_the_base_and_still_trains(delta, phantoms, tmp_path
     ("options", "message"),
     [
         ({"datalist": "nowhere.json"}, "nowhere.json"),
-        ({"dataset_dir": "empty", "datalist": json.loads((CONFIGS / "train.json").read_text())["datalist"]}, "there is no"),
+        (
+            {"dataset_dir": "empty", "datalist": json.loads((CONFIGS / "train.json").read_text())["datalist"]},
+            "there is no",
+        ),
         ({"organs": ["femur_left"]}, "none of the model's organs"),
         ({"val_datalist": "copy.json"}, "in training and in validation"),
     ],

@@ -89,7 +89,10 @@ def test_weights_round_trip(tmp_path, small_network):
         (None, "no weights"),
         (lambda p: p.write_text("hello"), "not a checkpoint"),
         (lambda p: torch.save([1, 2], p), "holds a list"),
-        (lambda p: torch.save({"content": torch.zeros(3, 3)}, p), r"another architecture \(\d+ missing.*shape \(3, 3\)"),
+        (
+            lambda p: torch.save({"content": torch.zeros(3, 3)}, p),
+            r"another architecture \(\d+ missing.*shape \(3, 3\)",
+        ),
     ],
 )
 def test_wrong_checkpoint_is_named(tmp_path, small_network, write, message):

@@ -8,7 +8,9 @@ from organdetr_monai.inference import DetectionInferer, best_queries, merge_wind
 
 
 class OracleNetwork(torch.nn.Module):
-    """Reads the boxes of organs from an image whose voxel values are organ ids: a perfect detector of what its window shows."""
+    """Reads the boxes of organs from an image whose voxel values are organ ids: a perfect detector of what its window
+    shows.
+    """
 
     def __init__(self, num_classes: int, queries: int = 8) -> None:
         super().__init__()
@@ -36,7 +38,12 @@ def place(volume: torch.Tensor, k: int, box: tuple) -> None:
 @pytest.mark.parametrize("overlap", [0.25, 0.5])
 def test_long_volume_gives_one_exact_box_for_each_organ(overlap):
     volume = torch.zeros(1, 1, 20, 24, 150)
-    truth = {1: (2, 3, 5, 10, 9, 20), 2: (4, 4, 41, 12, 20, 57), 3: (1, 1, 130, 19, 23, 150), 4: (8, 10, 10, 11, 14, 140)}
+    truth = {
+        1: (2, 3, 5, 10, 9, 20),
+        2: (4, 4, 41, 12, 20, 57),
+        3: (1, 1, 130, 19, 23, 150),
+        4: (8, 10, 10, 11, 14, 140),
+    }
     for k, box in truth.items():
         place(volume, k, box)
     (prediction,) = DetectionInferer((20, 24, 40), overlap=overlap, window_batch=3)(volume, OracleNetwork(4))

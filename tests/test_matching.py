@@ -20,7 +20,16 @@ def outputs(batch: int, queries: int, num_classes: int = 4, seed: int = 0) -> di
 
 @pytest.mark.parametrize(
     ("queries", "organs", "ratio"),
-    [(100, 5, 0.2), (200, 16, 0.2), (600, 19, 0.2), (600, 19, 0.5), (400, 1, 0.2), (10, 4, 0.8), (100, 3, 0.3), (7, 7, 0.5)],
+    [
+        (100, 5, 0.2),
+        (200, 16, 0.2),
+        (600, 19, 0.2),
+        (600, 19, 0.5),
+        (400, 1, 0.2),
+        (10, 4, 0.8),
+        (100, 3, 0.3),
+        (7, 7, 0.5),
+    ],
 )
 def test_positives_follow_the_formula_and_never_exceed_the_queries(queries, organs, ratio):
     rho = queries / organs
@@ -54,7 +63,9 @@ def test_gradient_pressure_is_that_of_the_paper():
     queries, organs, ratio = 100, 5, 0.2
     rho, eta = queries / organs, math.ceil(ratio * queries / organs)
     targets = [{"boxes": torch.rand(organs, 6) * 0.3 + 0.3, "labels": torch.arange(1, 5).repeat(2)[:organs]}]
-    one, dense = (len(m([outputs(1, queries)], targets)[0].query) for m in (HungarianMatcher(), DenseQueryMatcher(ratio)))
+    one, dense = (
+        len(m([outputs(1, queries)], targets)[0].query) for m in (HungarianMatcher(), DenseQueryMatcher(ratio))
+    )
     assert dense / one == 1 + eta
     assert (queries - dense) / (queries - one) == pytest.approx(1 - eta / (rho - 1))
 

@@ -39,5 +39,7 @@ def embedded_datalist(dataset_dir: str | os.PathLike, *, default: str | os.PathL
 
         return str(write_phantoms(dataset_dir, cases=cases, splits=SPLITS))
     if not datalist.is_file():
-        raise InputError(f"there is no {datalist}.", "Name the datalist with --datalist, or make one with `organdetr prepare`.")
+        raise InputError(
+            f"there is no {datalist}.", "Name the datalist with --datalist, or make one with `organdetr prepare`."
+        )
     return str(datalist)

@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 class RecordFramed(MapTransform):
     """Write down where an image came from, after the last step of preprocessing.
 
-    Sets ``frame``, a dict: ``working_affine`` of the image as it is now, ``affine`` and ``shape`` of the original array (4×4
-    affines of voxel centres to RAS+ mm), ``image`` (path) and ``series_uid`` (None unless DICOM). Collating a batch keeps it.
+    Sets ``frame``, a dict: ``working_affine`` of the image as it is now, ``affine`` and ``shape`` of the original
+    array (4×4 affines of voxel centres to RAS+ mm), ``image`` (path) and ``series_uid`` (None unless DICOM). Collating
+    a batch keeps it.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -39,9 +40,10 @@ class RecordFramed(MapTransform):
 
 
 class TolerantDataset(Dataset):
-    """Dataset in which a case that cannot be used becomes ``{"case", "error"}``, so that the others still get their result.
+    """Dataset in which a case that cannot be used becomes ``{"case", "error"}``: the others still get their result.
 
-    Only what the user can mend (:class:`organdetr_monai.errors.InputError`) is tolerated; a defect of the program is raised.
+    Only what the user can mend (:class:`organdetr_monai.errors.InputError`) is tolerated; a defect of the program is
+    raised.
     """
 
     def _transform(self, index: int) -> dict[str, Any]:

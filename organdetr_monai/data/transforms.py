@@ -9,7 +9,7 @@ Sizes are of arrays ``(1, X, Y, Z)``; affines map voxel centres to RAS+ mm.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,9 @@ class BlockAveraged(MapTransform):
         Working spacing in mm, of all axes or of each.
     """
 
-    def __init__(self, keys: KeysCollection, spacing: float | Sequence[float], allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, spacing: float | Sequence[float], allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.spacing = check_spacing(spacing)
 
@@ -208,7 +210,9 @@ class WorkingSpacingd(MapTransform):
         mm, of all axes or of each.
     """
 
-    def __init__(self, keys: KeysCollection, spacing: float | Sequence[float], allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, spacing: float | Sequence[float], allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.spacing = check_spacing(spacing)
         self.resample = SpatialResample(

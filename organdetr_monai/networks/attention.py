@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -63,6 +65,6 @@ class MLP(nn.Sequential):
     def __init__(self, dim: int, hidden: int, out: int, *, depth: int = 3) -> None:
         widths = [dim, *[hidden] * (depth - 1), out]
         layers: list[nn.Module] = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in itertools.pairwise(widths):
             layers += [nn.Linear(a, b), nn.ReLU()]
         super().__init__(*layers[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -14,8 +15,8 @@ class FPNBackbone(nn.Module):
 
     Stage ``k`` (1, 2, …) works at stride ``2**k``. The stem halves the volume at once: a stage at full resolution would
     take most of the time of the whole network and hold the least context. Lateral connections are 1×1×1; the usual
-    3×3×3 smoothing of the fine levels is left out, because the encoder mixes neighbours next and at width ``out_channels``
-    such a convolution is the most expensive layer of all.
+    3×3×3 smoothing of the fine levels is left out, because the encoder mixes neighbours next and at width
+    ``out_channels`` such a convolution is the most expensive layer of all.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ class FPNBackbone(nn.Module):
         levels = tuple(levels)
         if not levels or sorted(set(levels)) != list(levels) or levels[0] < 1 or levels[-1] > len(channels):
             raise ValueError(f"levels must ascend within 1..{len(channels)} (one stage per channel), got {levels}")
-        if [b - a for a, b in zip(levels[:-1], levels[1:], strict=True)] != [1] * (len(levels) - 1):
+        if [b - a for a, b in itertools.pairwise(levels)] != [1] * (len(levels) - 1):
             raise ValueError(f"levels must be consecutive, got {levels}")
         self.levels = levels
         self.out_channels = out_channels
@@ -84,4 +85,3 @@ class FPNBackbone(nn.Module):
             top = x if top is None else x + F.interpolate(top, size=x.shape[2:], mode="nearest")
             pyramid.insert(0, top)
         return pyramid[: len(self.levels)]
-

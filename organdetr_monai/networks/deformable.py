@@ -1,8 +1,8 @@
 """3D multi-scale deformable attention (Zhu et al. 2021, equation 3, with a third axis), in portable PyTorch.
 
 Two implementations of the sampling stand side by side behind one signature: ``sample_grid`` is the textbook one, a
-``grid_sample`` for each level; ``sample_bag`` gathers the eight neighbours of every point of every level and sums them with
-one ``embedding_bag``, so that no sampled value is ever written to memory. They agree to rounding (tested).
+``grid_sample`` for each level; ``sample_bag`` gathers the eight neighbours of every point of every level and sums them
+with one ``embedding_bag``, so that no sampled value is ever written to memory. They agree to rounding (tested).
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ def unit_directions(heads: int) -> Tensor:
 class DeformableAttention(nn.Module):
     """Each query samples a few learned points around its reference box, on every level.
 
-    Point ``p`` of head ``h`` starts out at the fraction ``(p + 1) / P`` of the way from the box's centre to its face in the
-    direction of the head, so with six heads the outermost points lie on the six walls that the box head must place.
+    Point ``p`` of head ``h`` starts out at the fraction ``(p + 1) / P`` of the way from the box's centre to its face
+    in the direction of the head, so with six heads the outermost points lie on the six walls that the box head must
+    place.
 
     Parameters
     ----------

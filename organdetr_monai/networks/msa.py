@@ -1,12 +1,12 @@
 """MultiScale Attention encoder: coarse context guides fine detail, each place looking at its own place.
 
 Top-down over the pyramid (Organ-DETR, section on the MSA encoder). At each level the map is cut into patches of 2×2×2
-voxels, one token each. Tokens attend to the tokens of their window (intra-scale), then to the tokens of the coarser, already
-refined level that lie over the same window (inter-scale), then pass an MLP.
+voxels, one token each. Tokens attend to the tokens of their window (intra-scale), then to the tokens of the coarser,
+already refined level that lie over the same window (inter-scale), then pass an MLP.
 
-Tokens are kept in window order, (B * windows, tokens in a window, dim), through the whole level, so that attention needs no
-further copies. A token of level ``l`` at grid position ``i`` lies under the token ``i // 2`` of level ``l + 1``: a fine window of
-``w`` tokens along an axis lies exactly under ``w / 2`` coarse tokens, and ``w`` is even.
+Tokens are kept in window order, (B * windows, tokens in a window, dim), through the whole level, so that attention
+needs no further copies. A token of level ``l`` at grid position ``i`` lies under the token ``i // 2`` of level ``l +
+1``: a fine window of ``w`` tokens along an axis lies exactly under ``w / 2`` coarse tokens, and ``w`` is even.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class MSALevel(nn.Module):
         super().__init__()
         if window < 4 or window % 2:
             raise ValueError(
-                f"window must be even, to lie under whole coarse tokens, and at least 4, for else it lies under a single one "
-                f"and there is nothing to choose from; got {window}"
+                f"window must be even, to lie under whole coarse tokens, and at least 4, for else it lies under a "
+                f"single one and there is nothing to choose from; got {window}"
             )
         self.window = window
         # A 2×2×2 convolution of stride 2 is one matrix product; 3×3×3 ones would be a third of the whole forward pass.
@@ -160,8 +160,8 @@ class MSAEncoder(nn.Module):
     dim : int
         Width of all maps, a multiple of 6 (sine encoding) and of ``heads``.
     windows : sequence of int
-        Window edge of each level in tokens, finest first, even, at least 4; its length is the number of levels. A window larger
-        than a level's grid makes its attention global.
+        Window edge of each level in tokens, finest first, even, at least 4; its length is the number of levels. A
+        window larger than a level's grid makes its attention global.
     heads, hidden : int
         Attention heads; hidden width of the MLPs.
     dropout : float

@@ -14,6 +14,7 @@ __all__ = ["FlatBox", "View", "standard_views"]
 # name, patient axis cut through, axis to the right, axis up or down, whether the last one points up in the picture.
 # Radiological convention: the patient's right is at the picture's left.
 _PLANES = (("axial", 2, 0, 1, False), ("coronal", 1, 0, 2, True), ("sagittal", 0, 1, 2, True))
+_AIR = -500.0  # HU; below lies air
 _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))  # low and high end of each LPS axis
 
 
@@ -62,8 +63,8 @@ def standard_views(detections: Detections, image: np.ndarray) -> tuple[View, Vie
     ----------
     detections : Detections
     image : ndarray of shape (X, Y, Z)
-        The original array; only three slices are read. In an oblique scan the views follow the array's axes, named by
-        the patient's nearest ones, so that boxes stay rectangles.
+        The original array in HU; only three slices are read, and air around the body is cut off. In an oblique scan
+        the views follow the array's axes, named by the patient's nearest ones, so that boxes stay rectangles.
     """
     codes = axcodes_of(detections.affine)
     order = [next(i for i, code in enumerate(codes) if code in ends) for ends in _LETTERS]  # array axis of x, y, z
@@ -73,12 +74,12 @@ def standard_views(detections: Detections, image: np.ndarray) -> tuple[View, Vie
     boxes = np.array([entry.box_voxel for entry in detections.present], dtype=np.float64).reshape(-1, 2, 3)[..., order]
     mirrored = shape - boxes[:, ::-1]
     boxes = np.where(flipped, mirrored, boxes)  # (M, 2, 3), voxels along L, P, S
-    views = []
-    for name, through, right, vertical, up in _PLANES:
+    slices = []
+    for _, through, right, vertical, up in _PLANES:
         index = _busiest_slice(boxes[:, 0, through], boxes[:, 1, through], shape[through])
-        original = shape[through] - 1 - index if flipped[through] else index
-        where = [slice(None)] * 3
-        where[order[through]] = int(original)
+        original = int(shape[through]) - 1 - index if flipped[through] else index
+        where: list = [slice(None)] * 3
+        where[order[through]] = original
         pixels = np.asarray(image[tuple(where)])  # two axes, in array order
         if order[right] < order[vertical]:
             pixels = pixels.T  # rows are the vertical axis
@@ -86,17 +87,40 @@ def standard_views(detections: Detections, image: np.ndarray) -> tuple[View, Vie
             pixels = pixels[::-1]
         if flipped[right]:
             pixels = pixels[:, ::-1]
-        size = shape * spacing
+        slices.append((index, original, pixels))
+    low, high = _field(boxes, [pixels for _, _, pixels in slices], shape)
+    views = []
+    for (name, through, right, vertical, up), (index, original, pixels) in zip(_PLANES, slices, strict=True):
+        rows = slice(shape[vertical] - high[vertical], shape[vertical] - low[vertical])
+        rows = rows if up else slice(low[vertical], high[vertical])
+        plane = (through, right, vertical, up)
+        size = (high - low) * spacing
+        position = (index + 0.5 - low[through]) * spacing[through]
         flat = [
-            _flatten(entry, box * spacing, (through, right, vertical, up), (index + 0.5) * spacing[through], size)
+            _flatten(entry, (box - low) * spacing, plane, position, size)
             for entry, box in zip(detections.present, boxes, strict=True)
         ]
-        low, high = _LETTERS[vertical]
-        marks = (_LETTERS[right][0], high if up else low, _LETTERS[right][1], low if up else high)
-        views.append(
-            View(name, pixels, size[right], size[vertical], marks, int(original), int(shape[through]), tuple(flat))
-        )
+        ends = _LETTERS[vertical]
+        marks = (_LETTERS[right][0], ends[int(up)], _LETTERS[right][1], ends[int(not up)])
+        cut = pixels[rows, low[right] : high[right]]
+        views.append(View(name, cut, size[right], size[vertical], marks, original, int(shape[through]), tuple(flat)))
     return tuple(views)
+
+
+def _field(boxes: np.ndarray, pictures: list[np.ndarray], shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels along L, P, S (low, high) to show: body and boxes in the three slices, without the air around them."""
+    seen = [np.zeros(n, dtype=bool) for n in shape]
+    for (_, _, right, vertical, up), pixels in zip(_PLANES, pictures, strict=True):
+        body = pixels > _AIR
+        seen[right] |= body.any(axis=0)
+        seen[vertical] |= body.any(axis=1)[:: -1 if up else 1]
+    low, high = np.zeros(3, dtype=int), np.array(shape, dtype=int)
+    for axis in range(3):
+        starts = [*np.flatnonzero(seen[axis])[:1], *np.floor(boxes[:, 0, axis])]
+        stops = [*np.flatnonzero(seen[axis])[-1:] + 1, *np.ceil(boxes[:, 1, axis])]
+        if starts:  # else there is nothing but air: show it all
+            low[axis], high[axis] = max(min(starts), 0), min(max(stops), shape[axis])
+    return low, high
 
 
 def _busiest_slice(starts: np.ndarray, stops: np.ndarray, count: int) -> int:
@@ -113,7 +137,7 @@ def _busiest_slice(starts: np.ndarray, stops: np.ndarray, count: int) -> int:
 def _flatten(
     entry: OrganDetection, box: np.ndarray, plane: tuple[int, int, int, bool], position: float, size: np.ndarray
 ) -> FlatBox:
-    """Project a box (2, 3), mm along L, P, S from the scan's corner, on the slice at `position`."""
+    """Project a box (2, 3), mm along L, P, S from the field's corner, on the slice at `position`."""
     through, right, vertical, up = plane
     top, bottom = box[0, vertical], box[1, vertical]
     if up:

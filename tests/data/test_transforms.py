@@ -215,7 +215,9 @@ def test_a_real_scan_stored_otherwise_gives_the_same_image(tmp_path, axcodes):
 
 
 def test_each_axis_may_have_its_own_spacing():
-    image = WorkingSpacingd("image", (2.0, 3.0, 6.0))({"image": volume(torch.rand(12, 12, 12).numpy(), np.diag([1, 1, 2, 1.0]))})
+    image = WorkingSpacingd("image", (2.0, 3.0, 6.0))(
+        {"image": volume(torch.rand(12, 12, 12).numpy(), np.diag([1, 1, 2, 1.0]))}
+    )
     assert tuple(image["image"].shape[1:]) == (6, 4, 4)
     np.testing.assert_allclose(np.linalg.norm(image["image"].affine[:3, :3], axis=0), (2, 3, 6))
 

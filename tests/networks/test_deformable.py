@@ -50,9 +50,7 @@ def test_outside_is_zero_even_far_away(sample):
 def test_six_heads_look_at_the_six_faces():
     attention = DeformableAttention(24, heads=6, levels=1, points=4)
     seen = []
-    attention.sample = lambda value, shapes, points, weights: (
-        seen.append(points) or torch.zeros(*points.shape[:2], 24)
-    )
+    attention.sample = lambda value, shapes, points, weights: seen.append(points) or torch.zeros(*points.shape[:2], 24)
     box = torch.tensor([0.5, 0.4, 0.6, 0.2, 0.4, 0.1]).view(1, 1, 6)
     attention(torch.zeros(1, 1, 24), box, torch.zeros(1, 8, 24), [(2, 2, 2)])
     outermost = seen[0][0, 0, :, 0, -1]  # (heads, 3)

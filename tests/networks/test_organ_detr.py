@@ -58,8 +58,8 @@ def test_checkpoint_of_one_window_size_runs_at_another(small_network):
 
 
 def test_box_at_the_corner_that_attention_can_see():
-    """Trap: reference points in (z, y, x) order. Only one corner of an asymmetric volume holds a signal; the box head is made
-    to point from the reference to where the sampled signal is strongest, and must end up in that corner."""
+    """Trap: reference points in (z, y, x) order. Only a corner of an asymmetric volume holds a signal, and the queries
+    that sample most of it must be those whose boxes lie there."""
     decoder = DeformableDecoder(24, 2, layers=1, heads=6, levels=1, points=2, hidden=32)
     network = OrganDETR(FPNBackbone(1, (24,), 24, (1,)), None, decoder, num_queries=64)
     shape = (24, 8, 12)

@@ -53,6 +53,21 @@ def test_views_show_the_patient_in_radiological_convention():
     )  # liver at the picture's left, left kidney at its right
 
 
+def test_air_around_the_body_is_cut_off_and_boxes_stay_on_their_organs():
+    shape = (100, 80, 60)
+    scan = np.full(shape, -1024, np.int16)
+    scan[20:70, 30:60, 10:50] = 0  # the body
+    scan[30:40, 35:45, 20:30] = 999  # an organ
+    result = make_result(shape=shape, boxes=[[30, 35, 20, 40, 45, 30]], scores=[1], labels=[1])
+    for view, (width, height) in zip(standard_views(result, scan), ((50, 30), (50, 40), (30, 40)), strict=True):
+        assert view.pixels.shape == (height, width)
+        x0, y0, x1, y1 = view.boxes[0].edges
+        mm = view.width / width, view.height / height
+        rows, columns = np.nonzero(view.pixels == 999)
+        np.testing.assert_allclose((x0, x1), np.array([columns.min(), columns.max() + 1]) * mm[0])
+        np.testing.assert_allclose((y0, y1), np.array([rows.min(), rows.max() + 1]) * mm[1])
+
+
 def test_slices_cut_most_boxes():
     for view, axis in zip(standard_views(make_result(), HU), (2, 1, 0), strict=True):
         boxes = np.array([entry.box_voxel for entry in make_result().present])
