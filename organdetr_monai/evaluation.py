@@ -47,7 +47,7 @@ def evaluate_files(
     organs: Sequence[str] | None = None,
     progress: bool = True,
 ) -> EvaluationReport:
-    """Measure boxes on the grid of the original scans, with truth at the masks' full resolution.
+    """Measure boxes on the grid of the original scans, with truth at the masks' full resolution less stray voxels.
 
     A case whose prediction is missing or unusable counts as one in which nothing was found: else a tool would gain by
     failing on what is hard. A case whose mask is unusable is left out. Both are reported. Only boxes that a file calls

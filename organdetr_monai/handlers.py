@@ -42,10 +42,13 @@ class MetricReport:
         Attached to the same engine.
     output_dir : path
         Gets ``metrics.json`` and ``metrics.csv``.
+    thresholds_path : path, optional
+        Gets the score from which up each organ is to be reported, fitted on the cases of this evaluation: give it for
+        validation cases only.
     """
 
-    def __init__(self, metric: Any, output_dir: str | Path) -> None:
-        self.metric, self.output_dir = metric, Path(output_dir)
+    def __init__(self, metric: Any, output_dir: str | Path, *, thresholds_path: str | Path | None = None) -> None:
+        self.metric, self.output_dir, self.thresholds_path = metric, Path(output_dir), thresholds_path
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
@@ -53,12 +56,16 @@ class MetricReport:
 
     def __call__(self, engine: Engine) -> None:
         """Print and save."""
+        from organdetr_monai.calibration import fit_thresholds, save_thresholds
         from organdetr_monai.metrics import format_table, save
 
         print(format_table(self.metric.result))
         for suffix in ("json", "csv"):
             save(self.metric.result, self.output_dir / f"metrics.{suffix}")
         print(f"saved in {self.output_dir}")
+        if self.thresholds_path is not None:
+            save_thresholds(fit_thresholds(self.metric.cases, self.metric.organs), self.thresholds_path)
+            print(f"score thresholds fitted on these cases: {self.thresholds_path}")
 
 
 class DetectionsSaver:

@@ -292,7 +292,8 @@ class OrganDetectionMetric(Metric):
     """:class:`DetectionMetrics` as the key metric of a MONAI ``SupervisedEvaluator`` or any Ignite engine.
 
     All scalar figures enter ``engine.state.metrics`` under their own names; ``result`` keeps the whole result of the
-    last epoch. In distributed runs every process gets the result of all cases, each counted once; they need names then.
+    last epoch, ``cases`` what it was computed from. In distributed runs every process gets the result of all cases,
+    each counted once; they need names then.
 
     Parameters
     ----------
@@ -321,8 +322,9 @@ class OrganDetectionMetric(Metric):
         output_transform: Callable = lambda output: output,
         **options: Any,
     ) -> None:
-        self.key, self.spacing = key, spacing
+        self.organs, self.key, self.spacing = list(organs), key, spacing
         self.result: dict[str, Any] | None = None
+        self.cases: list[Case] = []
         self._new = partial(DetectionMetrics, organs, **options)
         self._local = self._new()
         self._names = [*summarise([], self._local.thresholds, self._local.reported)]
@@ -351,7 +353,7 @@ class OrganDetectionMetric(Metric):
         metrics.add(_gather(self._local.cases))
         if not metrics.cases:
             raise NotComputableError("OrganDetectionMetric saw no case: is the validation set empty?")
-        self.result = metrics.compute()
+        self.cases, self.result = metrics.cases, metrics.compute()
         if not self.result["num_truth"]:
             # A NaN is never better than the best so far: no checkpoint would ever be kept, and nobody told.
             raise InputError("No validation case has an organ.", "Check the datalist, its labels and 'annotated'.")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from organdetr_monai.calibration import load_thresholds
 from organdetr_monai.data.phantom import write_phantoms
 from organdetr_monai.detections import Detections
 from organdetr_monai.errors import input_error
@@ -138,6 +139,7 @@ def test_evaluation_prints_and_saves_the_table(phantoms, trained, tmp_path, caps
     saved = json.loads((tmp_path / "metrics.json").read_text())
     assert all(organ in printed for organ in SETS["phantom"].organs)
     assert set(saved["per_organ"]) == set(SETS["phantom"].organs) and 0 <= saved["mAP_coco"] <= 1
+    assert set(load_thresholds(trained / "thresholds.json", SETS["phantom"].organs)) == set(SETS["phantom"].organs)
 
 
 def inference_options(phantoms, trained, out, images) -> dict:
@@ -157,7 +159,7 @@ def test_inference_writes_boxes_without_labels_and_one_bad_case_costs_only_itsel
     flow = workflow(
         "infer", ["inference"], run_id="inference", **inference_options(phantoms, trained, tmp_path / "out", images)
     )
-    flow.parser["handlers"][0]["threshold"] = 0.0
+    flow.parser["thresholds"] = 0.0
     with pytest.raises(Exception) as failure:  # MONAI wraps what a config's expression raises
         flow.run()
     assert "1 of 3 cases failed: case_000a" in str(input_error(failure.value))
