@@ -118,6 +118,18 @@ class TrainingStep:
         return engine.scaler
 
 
+def fast_precision(device: torch.device | str) -> str | None:
+    """``"bfloat16"`` where the hardware computes faster in it than in float32, else None: for ``TrainingStep(amp_dtype=)``.
+
+    That is a GPU with bfloat16, or a CPU with AVX512-BF16; other CPUs emulate it, slowly.
+    """
+    if torch.device(device).type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else None
+    # No public function of torch tells; where this one is missing, float32 is the safe answer.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bfloat16" if torch.device(device).type == "cpu" and supported() else None
+
+
 def parameter_groups(
     network: nn.Module, *, lr: float = 2e-4, weight_decay: float = 1e-4, slow: float = 0.1
 ) -> list[dict[str, Any]]:
