@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "OrganDetector":
+        return import_module(f"{__name__}.detector").OrganDetector
     if name.startswith("_"):
         raise AttributeError(name)
     try:

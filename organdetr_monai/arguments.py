@@ -37,14 +37,13 @@ def for_fire(argv: Sequence[str], commands: Mapping[str, Callable]) -> list[str]
     own, fires = (rest[: rest.index("--")], rest[rest.index("--") :]) if "--" in rest else (rest, [])
     if any(word in _HELP for word in own):
         return [command, "--help"]
-    if any(not word.startswith("-") for word in fires):
-        raise InputError(f"{fires[1]!r} stands after '--'.", "Leave the '--' out; names that start with a dash need ./")
+    if stray := [word for word in fires if not word.startswith("-")]:
+        raise InputError(f"{stray[0]!r} stands after '--'.", "Leave the '--' out; names that start with a dash need ./")
     parameters = inspect.signature(commands[command]).parameters
     positional, options = _split(command, own, parameters)
-    kinds = [parameter.kind for parameter in parameters.values()]
-    most = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if inspect.Parameter.VAR_POSITIONAL not in kinds and len(positional) > most:
-        raise InputError(f"{command} does not take {positional[most]!r}.", f"See `organdetr {command} --help`.")
+    free = [p for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and name not in options]
+    if len(positional) > len(free) and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        raise InputError(f"{command} does not take {positional[len(free)]!r}.", f"See `organdetr {command} --help`.")
     return [command, *map(repr, positional), *(f"--{name}={value}" for name, value in options.items()), *fires]
 
 
@@ -54,7 +53,7 @@ def _split(
     """Positional arguments, and options by parameter with values as fire is to read them."""
     positional: list[str] = []
     options: dict[str, str] = {}
-    flags = {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    flags = {name: p for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     queue = list(words)
     while queue:
         word = queue.pop(0)
@@ -83,11 +82,14 @@ def _split(
 
 
 def _name(typed: str, flags: Mapping[str, inspect.Parameter]) -> str | None:
-    """Parameter that an option means; a letter that begins one option alone stands for it, as fire's help says."""
+    """Parameter that an option means; a letter that begins one option alone stands for it, as fire's help says.
+
+    Positional parameters may be named, too, but have no letter.
+    """
     if typed.startswith("--"):
         name = typed[2:].replace("-", "_")
         return name if name in flags else None
-    starting = [name for name in flags if name[0] == typed[1:]]
+    starting = [name for name, p in flags.items() if p.kind is p.KEYWORD_ONLY and name[0] == typed[1:]]
     return starting[0] if len(starting) == 1 else None
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,45 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from organdetr_monai.errors import InputError
+from organdetr_monai.files import replacing
 
 logger = logging.getLogger(__name__)
 
 
 def save_atomically(obj: Any, path: Path) -> None:
     """``torch.save`` that leaves either the old file or the new one, whatever happens in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with replacing(path) as draft:
+        torch.save(obj, draft)
+
+
+SETTINGS = ("organs", "spacing", "window", "hu_window", "hidden_dim", "num_queries")
+
+
+def load_settings(path: str | Path) -> dict[str, Any]:
+    """Read ``model.json``, what training wrote beside ``model.pt``: keys of `SETTINGS`; empty where there is none.
+
+    Raises
+    ------
+    InputError
+        The file holds anything but names and numbers: settings enter a config, and a config's strings can be code.
+    """
+    path = Path(path)
+    if not path.exists():
+        return {}
     try:
-        torch.save(obj, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        settings = json.loads(path.read_text())
+        values = [v for value in settings.values() for v in (value if isinstance(value, list) else [value])]
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}).", "Take it from the training that made the model."
+        ) from error
+    plain = all(isinstance(v, int | float) or (isinstance(v, str) and v.isidentifier()) for v in values)
+    if not plain or not set(settings) <= set(SETTINGS):
+        raise InputError(
+            f"{path} holds more than {', '.join(SETTINGS)} as names and numbers.",
+            "Take it from the training that made the model.",
+        )
+    return settings
 
 
 class TrainingState:
@@ -46,6 +72,9 @@ class TrainingState:
         Its ``best_metric`` decides; without one the last epoch's model is kept.
     model_path : path, optional
         Default ``folder/model.pt``.
+    settings : mapping, optional
+        Keys and values of the config that a user of the model needs: organs, spacing, window. Written to ``model.json``
+        beside the model, so that a checkpoint of other organs explains itself.
     resume : bool
         False: start afresh, and overwrite.
     save : bool
@@ -60,13 +89,14 @@ class TrainingState:
         evaluator: Any = None,
         *,
         model_path: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
         resume: bool = True,
         save: bool = True,
     ) -> None:
         self.path = Path(folder) / "last.pt"
         self.model_path = Path(model_path) if model_path else Path(folder) / "model.pt"
         self.parts, self.model, self.evaluator = dict(parts), model, evaluator
-        self.resume, self.save = resume, save
+        self.settings, self.resume, self.save = dict(settings or {}), resume, save
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, after the handler that validates."""
@@ -102,6 +132,8 @@ class TrainingState:
         best = self.evaluator.state if self.evaluator is not None else None
         # In this order: a kill in between repeats an epoch and never loses the best model.
         if best is None or best.best_metric_epoch == engine.state.epoch:  # the evaluator counts the trainer's epochs
+            with replacing(self.model_path.with_suffix(".json")) as draft:
+                draft.write_text(json.dumps(self.settings, indent=1) + "\n")
             save_atomically(self.model.state_dict(), self.model_path)
         state = {
             "parts": {name: part.state_dict() for name, part in self.parts.items()},

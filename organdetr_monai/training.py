@@ -119,7 +119,7 @@ class TrainingStep:
 
 
 def fast_precision(device: torch.device | str) -> str | None:
-    """``"bfloat16"`` where the hardware computes faster in it than in float32, else None: for ``TrainingStep(amp_dtype=)``.
+    """``"bfloat16"`` where the hardware is faster in it than in float32, else None: ``amp_dtype`` of `TrainingStep`.
 
     That is a GPU with bfloat16, or a CPU with AVX512-BF16; other CPUs emulate it, slowly.
     """

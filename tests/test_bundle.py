@@ -16,9 +16,11 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from organdetr_monai.calibration import load_thresholds
 from organdetr_monai.data.phantom import write_phantoms
+from organdetr_monai.data.prepare import prepare
 from organdetr_monai.detections import Detections
 from organdetr_monai.errors import input_error
 from organdetr_monai.organs import SETS, channel_def
+from tests.data import trees
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -232,6 +234,19 @@ def test_wrong_input_is_refused_before_anything_is_written(phantoms, tmp_path, m
         run(tmp_path / "out", phantoms, **options)
     assert message in str(input_error(failure.value))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["abdomenct1k", "word", "totalsegmentator", "amos", "verse"])
+def test_each_public_set_goes_from_download_to_a_trained_model(name, tmp_path):
+    source = trees.TREES[name](tmp_path / "download")
+    report = prepare(name, source, tmp_path / "prepared", workers=1, progress=False)
+    out = tmp_path / "out"
+    options = overrides(tmp_path, out, datalist=str(report.datalist))
+    options["num_queries"] = 48  # at least one for each vertebra
+    flow = workflow("train", ["train", f"data/{name}"], run_id="training", **options)
+    flow.run()
+    assert torch.load(out / "last.pt", weights_only=True)["epoch"] == 2
+    assert json.loads((out / "model.json").read_text())["organs"] == list(SETS[name].organs)
 
 
 def test_metadata_tells_what_the_registry_and_the_package_say():

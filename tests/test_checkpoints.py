@@ -6,7 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from organdetr_monai.checkpoints import TrainingState, load_weights, save_atomically
+from organdetr_monai.checkpoints import TrainingState, load_settings, load_weights, save_atomically
 from organdetr_monai.errors import InputError
 
 
@@ -64,6 +64,20 @@ def test_state_of_another_network_is_refused(tmp_path):
     handler = TrainingState(tmp_path, {"network": other.model}, other.model)
     with pytest.raises(InputError, match="cannot be resumed.*--ckpt_dir"):
         handler.restore(other.trainer)
+
+
+def test_model_explains_itself(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    handler = TrainingState(tmp_path, {"network": model}, model, settings={"organs": ["liver"], "spacing": [4.0] * 3})
+    handler.store(SimpleNamespace(state=SimpleNamespace(epoch=1, iteration=3)))
+    assert load_settings(tmp_path / "model.json") == {"organs": ["liver"], "spacing": [4.0, 4.0, 4.0]}
+
+
+@pytest.mark.parametrize("content", ['{"organs": ["$__import__(1)"]}', '{"device": 0}', "[1]", "{"])
+def test_settings_that_could_be_code_are_refused(tmp_path, content):
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(InputError, match=r"model.json"):
+        load_settings(tmp_path / "model.json")
 
 
 def test_failed_save_leaves_the_old_file_and_no_debris(tmp_path):
