@@ -102,7 +102,8 @@ class OrganDetector:
         model : path, optional
             A bundle's folder (``configs/inference.json`` and ``models/model.pt``), or a checkpoint (``.pt``), which is
             read with the config of the bundle in whose ``models`` folder it lies, else with the default one, and with
-            what training wrote beside it: ``model.json`` (organs, grid) and ``thresholds.json``. The default is the bundle of which this package is part.
+            what training wrote beside it: ``model.json`` (organs, grid) and ``thresholds.json``. The default is the
+            bundle of which this package is part.
         device : str, optional
             ``"cpu"``, ``"cuda"``, ``"cuda:1"``. The config's choice where not given: a GPU if there is one.
         configs : sequence of path

@@ -60,6 +60,7 @@ class MetricReport:
         from organdetr_monai.metrics import format_table, save
 
         print(format_table(self.metric.result))
+        print("cropping: to the body, found in the image alone; no label was used")
         for suffix in ("json", "csv"):
             save(self.metric.result, self.output_dir / f"metrics.{suffix}")
         print(f"saved in {self.output_dir}")
