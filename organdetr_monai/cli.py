@@ -225,7 +225,7 @@ def evaluate(
         Show where an error comes from.
     """
     from organdetr_monai.evaluation import evaluate_files
-    from organdetr_monai.metrics import format_table, save
+    from organdetr_monai.metric_report import format_table, save
 
     report = evaluate_files(predictions, datalist, split=split, organs=_names(organs), progress=not quiet)
     for name, reason in report.failed.items():

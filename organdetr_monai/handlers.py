@@ -57,7 +57,7 @@ class MetricReport:
     def __call__(self, engine: Engine) -> None:
         """Print and save."""
         from organdetr_monai.calibration import fit_thresholds, save_thresholds
-        from organdetr_monai.metrics import format_table, save
+        from organdetr_monai.metric_report import format_table, save
 
         print(format_table(self.metric.result))
         print("cropping: to the body, found in the image alone; no label was used")

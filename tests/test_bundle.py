@@ -20,24 +20,12 @@ from organdetr_monai.data.prepare import prepare
 from organdetr_monai.detections import Detections
 from organdetr_monai.errors import input_error
 from organdetr_monai.organs import SETS, channel_def
+from tests.bundles import SMALL
 from tests.data import trees
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 DELTAS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.json"))
-
-#: A network and a window that take milliseconds. Not a config of the project: nobody should train it.
-TINY = {
-    "spacing": 16.0,
-    "window": [32, 32, 32],
-    "hidden_dim": 24,
-    "num_queries": 24,
-    "network_def#backbone#channels": [4, 8, 8, 8],
-    "network_def#encoder#hidden": 24,
-    "network_def#decoder#hidden": 24,
-    "network_def#decoder#layers": 2,
-    "network_def#decoder#points": 2,
-}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +40,7 @@ def overrides(phantoms: Path, out: Path, **more) -> dict:
     paths = {"bundle_root": str(ROOT), "dataset_dir": str(phantoms), "ckpt_dir": str(out), "output_dir": str(out)}
     quick = {"max_epochs": 2, "val_interval": 1, "device": "$torch.device('cpu')"}
     quick["datalist"] = str(phantoms / "datalist.json")
-    return {**TINY, **paths, **quick, **more}
+    return {**SMALL, **paths, **quick, **more}
 
 
 def workflow(kind: str, names: list[str], **options) -> ConfigWorkflow:
@@ -198,7 +186,9 @@ def test_every_delta_changes_the_base_and_still_trains(delta, phantoms, tmp_path
     parser = parsed("train.json", delta)
     base = parsed("train.json")
     assert all(parser[key] != base.get(key) for key in content), "a delta that changes nothing"
-    tiny = {k: v for k, v in TINY.items() if not (k.startswith("network_def#encoder") and delta == "encoder/none.json")}
+    tiny = {
+        k: v for k, v in SMALL.items() if not (k.startswith("network_def#encoder") and delta == "encoder/none.json")
+    }
     if "organ_set" not in content:
         tiny["num_queries"] = 24
     else:

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from organdetr_monai.average_precision import average_precision, box_iou, match_greedily
 from organdetr_monai.errors import InputError
-from organdetr_monai.metrics import DetectionMetrics, OrganDetectionMetric, format_table, save
+from organdetr_monai.metric_handler import OrganDetectionMetric
+from organdetr_monai.metric_report import format_table, save
+from organdetr_monai.metrics import DetectionMetrics
 
 ORGANS = ["liver", "spleen", "aorta"]
 SPACING = (1.5, 2.0, 3.0)
