@@ -54,6 +54,14 @@ _SNOMED = {
 }
 
 
+# Type 2 of the patient and study modules (PS3.3, C.7.1.1 and C.7.2.1): to be there, and empty where unknown.
+# Anonymisers take them out altogether.
+_MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+)
+
+
 def dicom_sr(detections: Detections, headers: Iterable[Dataset]) -> Dataset:
     """Build the report.
 
@@ -148,6 +156,9 @@ def _identified(header: Dataset) -> Dataset:
     for name in ("SeriesInstanceUID", "StudyInstanceUID"):
         if not header.get(name):
             raise InputError(f"The image {header.SOPInstanceUID} has no {name}.", "Export the series again.")
+    for name in _MAY_BE_EMPTY:
+        if name not in header:
+            setattr(header, name, None)
     return header
 
 

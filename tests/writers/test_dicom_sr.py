@@ -22,7 +22,7 @@ COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 def series(tmp_path):
     """Headers of a CT series, as files; without pixels, which nobody needs here."""
 
-    def build(**changes):
+    def build(*, without=(), **changes):
         files = []
         for z in range(SHAPE[2]):
             header = Dataset()
@@ -34,6 +34,8 @@ def series(tmp_path):
             header.ImagePositionPatient = [-30, -40, -50 + 3 * z]
             for key, value in changes.items():
                 setattr(header, key, value)
+            for key in without:
+                delattr(header, key)
             header.file_meta = FileMetaDataset()
             header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
             header.file_meta.MediaStorageSOPClassUID = CTImageStorage
@@ -130,3 +132,10 @@ def test_another_or_no_series_is_refused(tmp_path, series):
         write_dicom_sr(make_result(series_uid="1.2.3"), series(), tmp_path / "report.dcm")
     with pytest.raises(InputError, match="no images"):
         write_dicom_sr(make_result(), [], tmp_path / "report.dcm")
+
+
+def test_anonymised_series_without_patient_still_gets_its_report(series, tmp_path):
+    files = series(without=("PatientID", "PatientName", "PatientSex", "StudyDate", "AccessionNumber"))
+    write_dicom_sr(make_result(), files, tmp_path / "report.dcm")
+    report = pydicom.dcmread(tmp_path / "report.dcm")
+    assert not report.PatientID and report.StudyInstanceUID == STUDY
