@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,24 @@ from organdetr_monai.files import replacing
 logger = logging.getLogger(__name__)
 
 
+def beside(path: str | Path, name: str) -> Path:
+    """Path of another file in the folder of a checkpoint."""
+    return Path(path).with_name(name)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON keeps it: tuples are lists."""
+    return json.loads(json.dumps(dict(settings)))
+
+
 def save_atomically(obj: Any, path: Path) -> None:
     """``torch.save`` that leaves either the old file or the new one, whatever happens in between."""
     with replacing(path) as draft:
         torch.save(obj, draft)
 
 
+#: Names of organs: nothing that a config would take for a reference, a macro or an expression.
+NAME = re.compile(r"\w[\w .,()/+-]*")
 SETTINGS = ("organs", "spacing", "window", "hu_window", "hidden_dim", "num_queries")
 
 
@@ -45,7 +58,7 @@ def load_settings(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{path} cannot be read ({error}).", "Take it from the training that made the model."
         ) from error
-    plain = all(isinstance(v, int | float) or (isinstance(v, str) and v.isidentifier()) for v in values)
+    plain = all(isinstance(v, int | float) or (isinstance(v, str) and NAME.fullmatch(v)) for v in values)
     if not plain or not set(settings) <= set(SETTINGS):
         raise InputError(
             f"{path} holds more than {', '.join(SETTINGS)} as names and numbers.",
@@ -109,8 +122,15 @@ class TrainingState:
             return
         try:
             state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
+            self._check_settings(state["settings"])
             for name, part in self.parts.items():
-                part.load_state_dict(state["parts"][name])
+                saved = state["parts"][name]
+                if isinstance(part, torch.optim.lr_scheduler.LambdaLR):
+                    # How long the schedule is says the config of now: --max_epochs may have been raised.
+                    saved = {k: v for k, v in saved.items() if k not in ("t_total", "warmup_steps")}
+                part.load_state_dict(saved)
+        except InputError:
+            raise
         except (RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
@@ -125,18 +145,34 @@ class TrainingState:
         if state["epoch"] >= engine.state.max_epochs:
             logger.info("nothing left to train: raise --max_epochs, or give another --ckpt_dir to start anew")
 
+    def _check_settings(self, before: Mapping[str, Any]) -> None:
+        now = _plain(self.settings)
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            key = changed[0]
+            raise InputError(
+                f"the run in {self.path.parent} was of other {', '.join(changed)} ({key} was {before.get(key)}, is "
+                f"{now.get(key)}).",
+                "Give the same again, another --ckpt_dir, or --resume False to start anew.",
+            )
+
     def store(self, engine: Any) -> None:
         """Write ``model.pt`` if this epoch is the best, then ``last.pt``."""
         if not self.save:
             return
         best = self.evaluator.state if self.evaluator is not None else None
         # In this order: a kill in between repeats an epoch and never loses the best model.
-        if best is None or best.best_metric_epoch == engine.state.epoch:  # the evaluator counts the trainer's epochs
+        unseen = best is not None and best.best_metric_epoch < 1 and engine.state.epoch >= engine.state.max_epochs
+        if unseen:
+            logger.warning("no epoch was validated (--val_interval): %s holds the last one", self.model_path)
+        if best is None or unseen or best.best_metric_epoch == engine.state.epoch:  # it counts the trainer's epochs
             with replacing(self.model_path.with_suffix(".json")) as draft:
-                draft.write_text(json.dumps(self.settings, indent=1) + "\n")
+                draft.write_text(json.dumps(_plain(self.settings), indent=1) + "\n")
+            beside(self.model_path, "thresholds.json").unlink(missing_ok=True)  # fitted to the weights that go
             save_atomically(self.model.state_dict(), self.model_path)
         state = {
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "settings": _plain(self.settings),
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "best_metric": best.best_metric if best else None,

@@ -80,14 +80,15 @@ class TrainingStep:
     clip_norm : float or None
         Largest norm of the whole gradient.
     amp_dtype : str, optional
-        ``"bfloat16"`` or ``"float16"``: the network runs under autocast; the loss stays in float32.
+        ``"bfloat16"`` or ``"float16"``: the network runs under autocast; the loss stays in float32. ``"float32"`` is
+        None, for the command line, which cannot say None.
     """
 
     def __init__(self, *, clip_norm: float | None = 0.1, amp_dtype: str | None = None) -> None:
-        if amp_dtype not in (None, "bfloat16", "float16"):
-            raise ValueError(f'amp_dtype must be None, "bfloat16" or "float16", got {amp_dtype!r}')
+        if amp_dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(f'amp_dtype must be "float32", "bfloat16" or "float16", got {amp_dtype!r}')
         self.clip_norm = clip_norm
-        self.amp_dtype = getattr(torch, amp_dtype) if amp_dtype else None
+        self.amp_dtype = None if amp_dtype in (None, "float32") else getattr(torch, amp_dtype)
 
     def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Forward, backward, clip, step; returns ``loss`` and its terms as detached scalars."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.transforms.traits import RandomizableTrait
 
 from organdetr_monai.calibration import load_thresholds
 from organdetr_monai.data.phantom import write_phantoms
@@ -165,9 +166,19 @@ def test_train_and_inference_describe_one_network_and_one_preprocessing():
     assert train["network_def"] == inference["network_def"]
     *steps, pad, record = inference["preprocessing"]["transforms"]
     assert train["preprocess"]["transforms"] == steps
-    assert pad in train["validate"]["preprocessing"]["transforms"] and record["_target_"].endswith("RecordFramed")
+    assert pad in train["validate"]["transforms"] and record["_target_"].endswith("RecordFramed")
     for key in ("organs", "spacing", "window", "hu_window", "hidden_dim", "num_queries"):
         assert train[key] == inference[key]
+
+
+def test_everything_before_the_first_random_transform_is_cached(phantoms, tmp_path):
+    flow = workflow("train", ["train"], **overrides(phantoms, tmp_path))
+    train, validate = (flow.parser.get_parsed_content(f"{part}#dataset").transform for part in ("train", "validate"))
+
+    def first_random(transforms):
+        return next((type(t).__name__ for t in transforms.transforms if isinstance(t, RandomizableTrait)), None)
+
+    assert first_random(train) == "RandAffineWindowd" and first_random(validate) is None
 
 
 def test_default_network_is_light_and_the_papers_fits_its_limit():

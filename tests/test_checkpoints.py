@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.optimizers import WarmupCosineSchedule
 
 from organdetr_monai.checkpoints import TrainingState, load_settings, load_weights, save_atomically
 from organdetr_monai.errors import InputError
@@ -20,6 +21,7 @@ class Run:
         self.evaluator = SimpleNamespace(state=state)
         self.trainer = Engine(lambda engine, batch: None)
         self.trainer.state.device = "cpu"
+        self.trainer.state.max_epochs = 99
 
         @self.trainer.on(Events.EPOCH_COMPLETED)
         def _(engine):
@@ -69,8 +71,48 @@ def test_state_of_another_network_is_refused(tmp_path):
 def test_model_explains_itself(tmp_path):
     model = torch.nn.Linear(1, 1)
     handler = TrainingState(tmp_path, {"network": model}, model, settings={"organs": ["liver"], "spacing": [4.0] * 3})
-    handler.store(SimpleNamespace(state=SimpleNamespace(epoch=1, iteration=3)))
+    (tmp_path / "thresholds.json").write_text("of the model before")
+    handler.store(SimpleNamespace(state=SimpleNamespace(epoch=1, iteration=3, max_epochs=5)))
+    assert not (tmp_path / "thresholds.json").exists()
     assert load_settings(tmp_path / "model.json") == {"organs": ["liver"], "spacing": [4.0, 4.0, 4.0]}
+
+
+def test_run_of_other_organs_is_not_resumed(tmp_path):
+    model, engine = torch.nn.Linear(1, 1), SimpleNamespace(state=SimpleNamespace(epoch=1, iteration=3, max_epochs=5))
+    TrainingState(tmp_path, {"network": model}, model, settings={"organs": ["liver", "spleen"]}).store(engine)
+    other = TrainingState(tmp_path, {"network": model}, model, settings={"organs": ["spleen", "liver"]})
+    engine.state.device = "cpu"
+    with pytest.raises(InputError, match="other organs"):
+        other.restore(engine)
+
+
+def test_raised_number_of_epochs_lengthens_the_schedule(tmp_path):
+    def schedule(total):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        return WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=total)
+
+    short, long = schedule(10), schedule(40)
+    for _ in range(10):
+        short.step()
+    model, engine = torch.nn.Linear(1, 1), SimpleNamespace(state=SimpleNamespace(epoch=1, iteration=10, max_epochs=5))
+    TrainingState(tmp_path, {"lr_scheduler": short}, model).store(engine)
+    engine.state.device = "cpu"
+    TrainingState(tmp_path, {"lr_scheduler": long}, model).restore(engine)
+    factors = []
+    for _ in range(29):
+        long.step()
+        factors.append(long.get_last_lr()[0])
+    assert factors == sorted(factors, reverse=True), "the rate falls to the new end and never rises"
+
+
+def test_run_that_never_validated_keeps_its_last_model(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    evaluator = SimpleNamespace(state=SimpleNamespace(best_metric=-1, best_metric_epoch=-1))
+    handler = TrainingState(tmp_path, {"network": model}, model, evaluator)
+    for epoch in (1, 2):
+        assert not (tmp_path / "model.pt").exists()
+        handler.store(SimpleNamespace(state=SimpleNamespace(epoch=epoch, iteration=3, max_epochs=2)))
+    assert (tmp_path / "model.pt").exists()
 
 
 @pytest.mark.parametrize("content", ['{"organs": ["$__import__(1)"]}', '{"device": 0}', "[1]", "{"])

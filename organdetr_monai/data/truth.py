@@ -6,6 +6,7 @@ datalist; an organ that is not annotated is background in the mask and ``False``
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -35,12 +36,12 @@ class MapLabelsd(MapTransform):
     ----------
     keys : masks as read from their files
     allow_empty : bool
-        False: a mask without any annotated organ is an error.
+        False: a mask of zeros is an error. One with other organs than those annotated is none, but a warning.
 
     Raises
     ------
     InputError
-        A mask without organs, or one whose values are no whole numbers.
+        A mask of zeros, or one whose values are no whole numbers.
     """
 
     def __init__(self, keys: KeysCollection, allow_empty: bool = False, allow_missing_keys: bool = False) -> None:
@@ -54,11 +55,14 @@ class MapLabelsd(MapTransform):
             mask = d[key]
             values = self._integers(mask)
             ids = map_values(values, {k: v for k, v in d["label_values"].items() if k in d["annotated"]})
-            if not self.allow_empty and not ids.any():
+            if not self.allow_empty and not values.any():
+                raise InputError(f"{source_of(mask)} is empty.", "Give its mask, or take the case out of the datalist.")
+            if not ids.any():  # legal: a scan may have none of the organs that are trained; a wrong label map, too
                 there = ", ".join(map(str, np.unique(values)[:10]))
-                raise InputError(
-                    f"{source_of(mask)} shows none of the annotated organs; its values are {there}.",
-                    "Correct the datalist's label map, or take the case out.",
+                logger.warning(
+                    "%s shows none of the annotated organs; its values are %s. All count as absent.",
+                    source_of(mask),
+                    there,
                 )
             ids[0] = remove_stray_voxels(ids[0])
             d[key] = with_affine(torch.from_numpy(ids), affine_of(mask), mask)
