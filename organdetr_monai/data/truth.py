@@ -19,6 +19,8 @@ from organdetr_monai.data.transforms import Data, affine_of, plain, source_of, w
 from organdetr_monai.errors import InputError
 from organdetr_monai.geometry import boxes_from_mask, remove_stray_voxels, spacing_of, transform_boxes
 
+logger = logging.getLogger(__name__)
+
 
 def annotated_mask(annotated: Iterable[int], num_organs: int) -> torch.Tensor:
     """Ids 1..K as a bool tensor (K,)."""

@@ -69,13 +69,21 @@ def test_a_mask_of_fractions_is_refused(bad):
         MapLabelsd("label")(data)
 
 
-def test_a_mask_without_any_annotated_organ_is_refused():
-    mask = volume(np.full((3, 3, 3), 8, np.uint8))
+def labelled(value):
+    mask = volume(np.full((3, 3, 3), value, np.uint8))
     mask.meta["filename_or_obj"] = "seg.nii.gz"
-    data = {"label": mask, "label_values": {1: 1, 2: 8}, "annotated": [1]}
-    with pytest.raises(InputError, match=r"seg\.nii\.gz shows none of the annotated organs; its values are 8"):
-        MapLabelsd("label")(data)
-    assert not MapLabelsd("label", allow_empty=True)(data)["label"].any()
+    return {"label": mask, "label_values": {1: 1, 2: 8}, "annotated": [1]}
+
+
+def test_an_empty_mask_is_refused():
+    with pytest.raises(InputError, match=r"seg\.nii\.gz is empty"):
+        MapLabelsd("label")(labelled(0))
+    assert not MapLabelsd("label", allow_empty=True)(labelled(0))["label"].any()
+
+
+def test_a_mask_of_other_organs_only_is_a_case_without_these(caplog):
+    assert not MapLabelsd("label")(labelled(8))["label"].any()
+    assert "seg.nii.gz shows none of the annotated organs; its values are 8" in caplog.text
 
 
 def test_one_stray_voxel_does_not_stretch_the_box():
