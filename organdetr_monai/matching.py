@@ -1,8 +1,8 @@
 """Who is responsible for which organ: the assignment of queries to annotated organs.
 
 A matcher is an ``nn.Module`` without parameters: the pair costs of all images and decoder layers are computed on the
-device and brought to the host in one transfer, the only one of a training step; the assignment itself is SciPy's exact
-solver.
+device and brought to the host in one transfer, the only one of a training step; the assignment itself is exact
+(:mod:`organdetr_monai.assignment`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from organdetr_monai.assignment import balanced_assignment
 from organdetr_monai.boxes import centre_to_corners, iou_giou
 
 Targets = Sequence[dict[str, Tensor]]
@@ -113,19 +113,14 @@ class HungarianMatcher(nn.Module):
 
     def assign(self, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Optimal assignment: cost (N, M) to matched query and organ, int64 arrays of the same length."""
-        queries, organs = cost.shape
-        each = self.positives(queries, organs)
-        # Organs as rows: the solver augments one row at a time and rows are the shorter side.
-        tiled = np.repeat(cost.T, each, axis=0)  # (M * each, N)
-        row, query = linear_sum_assignment(tiled)
-        return query.astype(np.int64), (row // each).astype(np.int64)
+        return balanced_assignment(np.ascontiguousarray(cost.T, dtype=np.float64), self.positives(*cost.shape))
 
 
 class DenseQueryMatcher(HungarianMatcher):
     """Dense Query Matching: ``1 + ceil(matching_ratio * N / M)`` queries for each annotated organ (Organ-DETR, DQM).
 
-    The assignment is the optimum over all such one-to-many assignments: each organ's column of the cost is tiled
-    and one linear sum assignment solved. Where the queries do not suffice, the number is clamped to ``N // M``.
+    The assignment is the optimum over all such one-to-many assignments. Where the queries do not suffice, the number is
+    clamped to ``N // M``.
 
     Parameters
     ----------
