@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from organdetr_monai.networks.deformable import DeformableAttention, sample_bag, sample_grid, unit_directions
+from organdetr_monai.networks import compiled, sampling
+from organdetr_monai.networks.compiled import sample_compiled
+from organdetr_monai.networks.deformable import DeformableAttention, unit_directions
+from organdetr_monai.networks.sampling import sample_bag, sample_grid
 
 SHAPES = [(6, 4, 8), (3, 2, 4), (2, 1, 2)]
 
@@ -17,10 +20,18 @@ def arguments(batch=2, queries=5, heads=3, channels=4, points=2, dtype=torch.flo
     return value, where, weights
 
 
-def test_bag_equals_grid_forward_and_backward():
+def needs_compiler(sample):
+    if sample is sample_compiled and compiled.library() is None:
+        pytest.skip("no C compiler here")
+
+
+@pytest.mark.parametrize("fast", [sample_bag, sample_compiled])
+@pytest.mark.parametrize("channels", [4, 7])
+def test_fast_ways_equal_grid_forward_and_backward(fast, channels):
+    needs_compiler(fast)
     results = []
-    for sample in (sample_grid, sample_bag):
-        inputs = [t.requires_grad_() for t in arguments()]
+    for sample in (sample_grid, fast):
+        inputs = [t.requires_grad_() for t in arguments(channels=channels)]
         out = sample(inputs[0], SHAPES, inputs[1], inputs[2])
         out.square().sum().backward()
         results.append((out.detach(), *(t.grad for t in inputs)))
@@ -28,8 +39,54 @@ def test_bag_equals_grid_forward_and_backward():
         assert torch.allclose(a, b, atol=1e-4), (a - b).abs().max()
 
 
-@pytest.mark.parametrize("sample", [sample_grid, sample_bag])
+@pytest.mark.parametrize("fast", [sample_bag, sample_compiled])
+def test_fast_ways_in_bfloat16_are_near_float32(fast):
+    needs_compiler(fast)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        value, where, weights = arguments()
+        inputs = [value.to(dtype).requires_grad_(), where.requires_grad_(), weights.to(dtype).requires_grad_()]
+        out = fast(inputs[0], SHAPES, inputs[1], inputs[2])
+        out.sum().backward()
+        assert out.dtype == dtype
+        assert [t.grad.dtype for t in inputs] == [dtype, torch.float32, dtype]
+        results.append((out.detach().float(), *(t.grad.float() for t in inputs)))
+    for a, b in zip(*results, strict=True):
+        assert (a - b).norm() < 0.02 * a.norm()
+
+
+def test_portable_way_serves_where_nothing_compiles(monkeypatch):
+    called = []
+    monkeypatch.setattr(sampling.compiled, "library", lambda build: None)
+    monkeypatch.setattr(sampling, "sample_bag", lambda *a: called.append(1) or sample_bag(*a))
+    value, where, weights = arguments()
+    assert torch.allclose(
+        sampling.sample(value, SHAPES, where, weights), sample_grid(value, SHAPES, where, weights), atol=1e-5
+    )
+    assert called
+
+
+def test_a_compiler_that_fails_is_a_warning_not_an_error(monkeypatch, tmp_path, caplog):
+    broken = tmp_path / "deformable.c"
+    broken.write_text("this is not C")
+    monkeypatch.setattr(compiled, "SOURCE", broken)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiled.library.cache_clear()
+    try:
+        if any(map(compiled.shutil.which, ("cc", "gcc", "clang"))):
+            assert compiled.library() is None
+            assert "runs in PyTorch" in caplog.text
+            assert not list((tmp_path / "cache").rglob("*.so"))
+        monkeypatch.setenv("ORGANDETR_COMPILE", "0")
+        compiled.library.cache_clear()
+        assert compiled.library() is None
+    finally:
+        compiled.library.cache_clear()
+
+
+@pytest.mark.parametrize("sample", [sample_grid, sample_bag, sample_compiled])
 def test_sample_at_a_voxel_centre_is_that_voxel(sample):
+    needs_compiler(sample)
     shape = (4, 3, 5)
     value = torch.arange(60.0).view(1, 60, 1, 1)
     index = torch.tensor([[0, 0, 0], [3, 2, 4], [1, 2, 3]])
@@ -39,8 +96,9 @@ def test_sample_at_a_voxel_centre_is_that_voxel(sample):
     assert torch.allclose(out.flatten(), want.float(), atol=1e-4)
 
 
-@pytest.mark.parametrize("sample", [sample_grid, sample_bag])
+@pytest.mark.parametrize("sample", [sample_grid, sample_bag, sample_compiled])
 def test_outside_is_zero_even_far_away(sample):
+    needs_compiler(sample)
     value = torch.ones(1, 60, 1, 2)
     where = torch.tensor([[5.0, 0.5, 0.5], [0.5, -1e6, 0.5], [0.5, 0.5, 1e8]]).view(1, 3, 1, 1, 1, 3)
     out = sample(value, [(4, 3, 5)], where, torch.ones(1, 3, 1, 1, 1))
