@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from organdetr_monai.boxes import denormalise
+from organdetr_monai.precision import amp_precision
 
 
 def best_queries(output: dict[str, Tensor], window: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -109,14 +110,18 @@ class DetectionInferer(Inferer):
         Share of a window that the next one covers again, in [0, 1).
     window_batch : int
         Windows that pass the network together.
+    amp_dtype : str, optional
+        ``"bfloat16"`` or ``"float16"``: the network runs under autocast; scores and boxes are float32 all the same.
     """
 
-    def __init__(self, window: Sequence[int], *, overlap: float = 0.5, window_batch: int = 1) -> None:
+    def __init__(
+        self, window: Sequence[int], *, overlap: float = 0.5, window_batch: int = 1, amp_dtype: str | None = None
+    ) -> None:
         super().__init__()
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap must lie in [0, 1), got {overlap}")
         self.window = tuple(int(n) for n in window)
-        self.overlap, self.window_batch = overlap, window_batch
+        self.overlap, self.window_batch, self.amp_dtype = overlap, window_batch, amp_precision(amp_dtype)
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> list[dict[str, Tensor]]:
         """Detect in each volume of a batch.
@@ -146,7 +151,9 @@ class DetectionInferer(Inferer):
             scores, boxes = [], []
             for first in range(0, len(slices), self.window_batch):
                 batch = torch.stack([image[(slice(None), *s)] for s in slices[first : first + self.window_batch]])
-                s, b = best_queries(network(batch, *args, **kwargs), self.window)
+                with torch.autocast(batch.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                    output = network(batch, *args, **kwargs)
+                s, b = best_queries(output, self.window)
                 scores.append(s)
                 boxes.append(b)
             per_image.append((torch.cat(scores), torch.cat(boxes)))

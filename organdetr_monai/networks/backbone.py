@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
+from organdetr_monai.networks.checkpointing import run
+from organdetr_monai.networks.pointwise import PointwiseConv3d
+
 
 class FPNBackbone(nn.Module):
     """Convolutional trunk with a top-down path (Lin et al. 2017), instance norm throughout.
@@ -30,6 +33,8 @@ class FPNBackbone(nn.Module):
         Which stages come out, ascending; level ``k`` has stride ``2**k``.
     depth : int
         Convolutions in each stage, the strided one included.
+    checkpointing : bool
+        In training keep only each stage's input and compute the rest again for the gradient: less memory, more time.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class FPNBackbone(nn.Module):
         levels: Sequence[int] = (2, 3, 4),
         *,
         depth: int = 2,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         levels = tuple(levels)
@@ -47,7 +53,7 @@ class FPNBackbone(nn.Module):
             raise ValueError(f"levels must ascend within 1..{len(channels)} (one stage per channel), got {levels}")
         if [b - a for a, b in itertools.pairwise(levels)] != [1] * (len(levels) - 1):
             raise ValueError(f"levels must be consecutive, got {levels}")
-        self.levels = levels
+        self.levels, self.checkpointing = levels, checkpointing
         self.out_channels = out_channels
         widths = [in_channels, *channels]
         self.stages = nn.ModuleList(
@@ -68,14 +74,14 @@ class FPNBackbone(nn.Module):
             )
             for k in range(len(channels))
         )
-        self.lateral = nn.ModuleList(nn.Conv3d(c, out_channels, 1) for c in channels[levels[0] - 1 :])
+        self.lateral = nn.ModuleList(PointwiseConv3d(c, out_channels) for c in channels[levels[0] - 1 :])
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Image (B, in_channels, X, Y, Z) to maps (B, out_channels, ⌈X/2^k⌉, …), one for each level, finest first."""
         maps = []
         x = image
         for stage in self.stages:
-            x = stage(x)
+            x = run(stage, x, again=self.checkpointing and self.training)
             maps.append(x)
         maps = maps[self.levels[0] - 1 :]
         top = None

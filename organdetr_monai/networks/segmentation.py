@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from organdetr_monai.networks.pointwise import PointwiseConv3d
+
 
 class SegmentationHeads(nn.Module):
     """A 1×1×1 convolution on each of the encoder's maps.
@@ -22,7 +24,7 @@ class SegmentationHeads(nn.Module):
 
     def __init__(self, dim: int = 96, num_classes: int = 12, *, levels: int = 3) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Conv3d(dim, num_classes + 1, 1) for _ in range(levels))
+        self.heads = nn.ModuleList(PointwiseConv3d(dim, num_classes + 1) for _ in range(levels))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, dim, X, Y, Z) to logits (B, K + 1, X, Y, Z), float32."""
