@@ -1,7 +1,7 @@
 """Reported boxes of an organ against its true ones: matching, COCO's average precision, distances. Numpy only.
 
-All images and all IoU thresholds go through together; the only loop is over the rank of a box within its image, because
-COCO's greedy matching is sequential there.
+All images go through together, IoU thresholds in blocks, so that memory does not grow with their number; within a block
+the only loop is over the rank of a box within its image, because COCO's greedy matching is sequential there.
 
 Boxes are corners ``(x0, y0, z0, x1, y1, z1)``, ``[start, stop)``, fractions allowed (``docs/architecture.md``).
 """
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 MARGIN_MM = 20.0  # what a user pads a box with before cropping
+BLOCK = 20  # thresholds that go through together: all of a usual report
 
 
 class OrganScore(NamedTuple):
@@ -161,7 +162,7 @@ def score_organ(
     num_cases : int
         Cases that annotate the organ.
     thresholds : ndarray of shape (T,)
-        IoU thresholds in (0, 1], 0.5 among them.
+        IoU thresholds in (0, 1].
     score_threshold : float, optional
         Least score of a box that counts for ``hits50`` and the distances.
 
@@ -176,19 +177,25 @@ def score_organ(
     iou = box_iou(predicted[:, :, None], real[:, None])  # (C, D, G)
     iou[np.isnan(predicted[:, :, None, 0] + real[:, None, :, 0])] = -1.0  # no such pair
 
-    taken = match_greedily(iou, np.append(thresholds, 0.0))[:, case, rank]  # (T + 1, P)
-    hits, nearest = taken[:-1] >= 0, taken[-1]
+    num_truth = len(truth_boxes)
+    ap, recall = np.full(len(thresholds), np.nan), np.full(len(thresholds), np.nan)
+    for first in range(0, len(thresholds), BLOCK):
+        block = slice(first, first + BLOCK)
+        hits = match_greedily(iou, thresholds[block])[:, case, rank] >= 0  # (T, P)
+        ap[block] = average_precision(hits, scores, num_truth)
+        if num_truth:
+            recall[block] = hits.sum(1) / num_truth
+    nearest, hits50 = match_greedily(iou, np.array([0.0, 0.5]))[:, case, rank]  # (P,) each
     counts = np.ones(len(scores), dtype=bool) if score_threshold is None else scores >= score_threshold
     of = np.flatnonzero((nearest >= 0) & counts)  # boxes that found something, F of them
     box, truth, mm = boxes[of], real[case[of], nearest[of]], np.tile(spacing[case[of]], 2)
     outwards = np.repeat([-1.0, 1.0], 3)
     offset = (box - truth) * mm
-    num_truth = len(truth_boxes)
     return OrganScore(
         num_cases=num_cases,
-        ap=average_precision(hits, scores, num_truth),
-        recall=hits.sum(1) / num_truth if num_truth else np.full(len(thresholds), np.nan),
-        hits50=int((hits[np.searchsorted(thresholds, 0.5)] & counts).sum()),
+        ap=ap,
+        recall=recall,
+        hits50=int(((hits50 >= 0) & counts).sum()),
         volume=box_volume(truth_boxes) * spacing[truth_case].prod(-1) / 1000,
         iou=iou[case[of], rank[of], nearest[of]],
         walls=offset * outwards,
