@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,16 @@ from organdetr_monai.boxes import centre_to_corners, iou_giou
 from organdetr_monai.matching import Matches, Targets
 
 DEFAULT_WEIGHTS = {"class": 2.0, "l1": 5.0, "giou": 2.0, "segmentation": 2.0}
+
+
+class Counts(NamedTuple):
+    """What the sums over a batch are divided by: numbers, or scalar tensors where several processes share a batch."""
+
+    images: float | Tensor
+    #: Matched queries, for each decoder layer.
+    positives: Sequence[float | Tensor]
+    #: Pairs of an image and an organ that it annotates and shows; None: count them in the masks at hand.
+    organs: Tensor | None = None
 
 
 class DetectionLoss(nn.Module):
@@ -25,10 +36,20 @@ class DetectionLoss(nn.Module):
         Weights of the terms ``class``, ``l1``, ``giou``, ``segmentation``; others keep the paper's.
     organ_weight : float
         Weight of organs in the cross-entropy; "no organ" weighs 1.
+    average : callable, optional
+        For a batch that several processes share: the mean over the processes of a tensor of counts, such as
+        :func:`organdetr_monai.distributed.mean`, called once for each batch. The terms are then divided by the numbers
+        of the whole batch, so that the mean over the processes, of the terms and of the gradients, is what one process
+        with the whole batch has. Divided by its own numbers, an image beside few organs would weigh more.
     """
 
     def __init__(
-        self, matcher: nn.Module, *, weights: Mapping[str, float] | None = None, organ_weight: float = 10.0
+        self,
+        matcher: nn.Module,
+        *,
+        weights: Mapping[str, float] | None = None,
+        organ_weight: float = 10.0,
+        average: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         unknown = set(weights or {}) - set(DEFAULT_WEIGHTS)
@@ -37,6 +58,7 @@ class DetectionLoss(nn.Module):
         self.matcher = matcher
         self.weights = {**DEFAULT_WEIGHTS, **(weights or {})}
         self.organ_weight = organ_weight
+        self.average = average
 
     def forward(self, output: Mapping, targets: Targets) -> dict[str, Tensor]:
         """Cost of a batch.
@@ -47,7 +69,8 @@ class DetectionLoss(nn.Module):
             As :class:`organdetr_monai.networks.OrganDETR` gives it; ``aux`` and ``segmentation`` where there.
         targets : sequence of dict
             For each image ``boxes`` (M, 6) normalised centre boxes, ``labels`` (M,) in 1..K, ``annotated`` (K,) bool,
-            and ``mask`` (X, Y, Z) ids where the output has a segmentation.
+            and ``mask`` (X, Y, Z) ids where the output has a segmentation. ``segmented`` (K,) bool says which organs
+            the mask speaks of, if others than ``annotated``: none where the organs are known by boxes only.
 
         Returns
         -------
@@ -61,23 +84,54 @@ class DetectionLoss(nn.Module):
             for o in (output, *output.get("aux", ()))
         ]
         matches = self.matcher(layers, targets)
+        masks, segmented = None, annotated
+        if "segmentation" in output:
+            masks = torch.stack([t["mask"] for t in targets])
+            segmented = torch.stack([t.get("segmented", t["annotated"]) for t in targets])
+        counts = self.counts(matches, masks, segmented)
         terms: dict[str, Tensor] = {}
-        per_layer = [self.layer_terms(o, m, targets) for o, m in zip(layers, matches, strict=True)]
+        per_layer = [
+            self.layer_terms(o, m, targets, images=counts.images, positives=p)
+            for o, m, p in zip(layers, matches, counts.positives, strict=True)
+        ]
         terms.update(per_layer[0])
         for name in per_layer[0] if len(per_layer) > 1 else ():
             terms[f"{name}_aux"] = torch.stack([t[name] for t in per_layer[1:]]).mean()
         loss = sum(self.weights[name] * t[name] for t in per_layer for name in t)
-        if "segmentation" in output:
-            masks = torch.stack([t["mask"] for t in targets])
-            terms["segmentation"] = multiscale_segmentation_loss(output["segmentation"], masks, annotated)
+        if masks is not None:
+            terms["segmentation"] = multiscale_segmentation_loss(
+                output["segmentation"], masks, segmented, images=counts.images, organs=counts.organs
+            )
             loss = loss + self.weights["segmentation"] * terms["segmentation"]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
-    def layer_terms(self, layer: Mapping[str, Tensor], matches: Matches, targets: Targets) -> dict[str, Tensor]:
-        """``class``, ``l1`` and ``giou`` of one decoder layer.
+    def counts(self, matches: Sequence[Matches], masks: Tensor | None, segmented: Tensor) -> Counts:
+        """Numbers of a batch with ``masks`` (B, X, Y, Z) of the organs ``segmented`` (B, K); with `average`, their mean
+        over the processes.
+        """
+        images, positives = len(segmented), [len(m.image) for m in matches]
+        if self.average is None:
+            return Counts(images, positives)
+        organs = torch.zeros((), device=segmented.device)
+        if masks is not None:
+            organs = shown_organs(masks, segmented).sum().float()
+        own = torch.tensor([images, *positives], dtype=torch.float32, device=segmented.device)
+        images, *positives, organs = self.average(torch.cat([own, organs[None]])).unbind()
+        return Counts(images, positives, organs)
+
+    def layer_terms(
+        self,
+        layer: Mapping[str, Tensor],
+        matches: Matches,
+        targets: Targets,
+        *,
+        images: float | Tensor,
+        positives: float | Tensor,
+    ) -> dict[str, Tensor]:
+        """``class``, ``l1`` and ``giou`` of one decoder layer; ``images`` and ``positives`` as in :class:`Counts`.
 
         The box terms are divided by the number of positives of the batch: a larger matching ratio gives more
-        positives, not a larger box loss.
+        positives, not a larger box loss. The class term is the mean over the queries, each weighing as its class does.
         """
         logits, boxes = layer["logits"], layer["boxes"].float()
         labels = torch.cat([t["labels"] for t in targets])
@@ -88,9 +142,10 @@ class DetectionLoss(nn.Module):
         wanted[matches.image, matches.query] = labels[flat]
         class_weight = torch.full((logits.shape[-1],), float(self.organ_weight), device=logits.device)
         class_weight[0] = 1.0
-        terms = {"class": F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), class_weight)}
+        entropy = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), class_weight, reduction="sum")
+        terms = {"class": entropy / (images * logits.shape[1] + (self.organ_weight - 1) * positives)}
         matched, truth = boxes[matches.image, matches.query], truth[flat]
-        count = max(len(flat), 1)
+        count = _or_any(positives)
         terms["l1"] = (matched - truth).abs().sum() / count
         terms["giou"] = (1 - iou_giou(centre_to_corners(matched), centre_to_corners(truth))[1]).sum() / count
         return terms
@@ -149,7 +204,25 @@ def class_shares(mask: Tensor, shape: Sequence[int], num_classes: int) -> Tensor
     return counts / counts.sum(1, keepdim=True).clamp(min=1)
 
 
-def multiscale_segmentation_loss(logits: Sequence[Tensor], mask: Tensor, annotated: Tensor) -> Tensor:
+def shown_organs(mask: Tensor, annotated: Tensor) -> Tensor:
+    """Which organs an image annotates and shows: mask (B, X, Y, Z) and annotated (B, K) to bool (B, K)."""
+    shown = F.pad(torch.zeros_like(annotated), (1, 0))  # (B, K + 1)
+    return annotated & shown.scatter_(1, mask.flatten(1).long(), True)[:, 1:]
+
+
+def _or_any(count: float | Tensor) -> float | Tensor:
+    """A divisor for a sum over ``count`` things: the sum over none is 0 and stays it."""
+    return count.clamp(min=1e-6) if isinstance(count, Tensor) else max(count, 1)
+
+
+def multiscale_segmentation_loss(
+    logits: Sequence[Tensor],
+    mask: Tensor,
+    annotated: Tensor,
+    *,
+    images: float | Tensor | None = None,
+    organs: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy plus soft Dice at each scale, mean over the scales.
 
     Organs that an image does not annotate look like background in its mask. Their probability is added to that of
@@ -160,11 +233,14 @@ def multiscale_segmentation_loss(logits: Sequence[Tensor], mask: Tensor, annotat
     logits : sequence of Tensor of shape (B, K + 1, x, y, z)
     mask : Tensor of shape (B, X, Y, Z), ids 0..K
     annotated : Tensor of shape (B, K), bool
+    images, organs : number or scalar Tensor, optional
+        As in :class:`Counts`, where they are not those of this batch.
 
     Returns
     -------
     Tensor, scalar
     """
+    images = len(mask) if images is None else images
     counted = F.pad(annotated, (1, 0), value=True)[:, :, None, None, None]  # (B, K + 1, 1, 1, 1)
     losses = []
     for scale in logits:
@@ -173,11 +249,11 @@ def multiscale_segmentation_loss(logits: Sequence[Tensor], mask: Tensor, annotat
         merged = log_p.masked_fill(F.pad(annotated, (1, 0), value=False)[:, :, None, None, None], float("-inf"))
         background = merged.logsumexp(1, keepdim=True)  # background or not annotated
         log_p = torch.cat([background, log_p[:, 1:].masked_fill(~counted[:, 1:], 0.0)], dim=1)
-        entropy = -(share * log_p).sum(1).mean()
+        entropy = -(share * log_p).sum(1).mean((1, 2, 3)).sum() / images
         p = log_p.exp()
         axes = (2, 3, 4)
         overlap, total = (p * share).sum(axes), (p * p + share * share).sum(axes)
         present = counted[:, 1:, 0, 0, 0] & (share[:, 1:].sum(axes) > 0)
         dice = 1 - (2 * overlap[:, 1:]) / total[:, 1:].clamp(min=1e-6)
-        losses.append(entropy + (dice * present).sum() / present.sum().clamp(min=1))
+        losses.append(entropy + (dice * present).sum() / _or_any(present.sum() if organs is None else organs))
     return torch.stack(losses).mean()

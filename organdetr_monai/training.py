@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
-from monai.transforms import Randomizable
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 
+from organdetr_monai import distributed
 from organdetr_monai.boxes import normalise
 from organdetr_monai.errors import InputError
+from organdetr_monai.precision import amp_precision
+from organdetr_monai.sampling import seed_of
 
 Sample = Mapping[str, Any]
 
@@ -38,7 +40,7 @@ def prepare_batch(
     image : Tensor of shape (B, 1, X, Y, Z)
     targets : list of dict
         For each image ``boxes`` (M, 6) normalised centre boxes, ``labels`` (M,), ``annotated`` (K,) and ``mask`` (X,
-        Y, Z).
+        Y, Z). Where the samples say whether they have a mask, ``has_mask``, those without ``segmented`` no organ.
     """
     image = _plain(batch["image"]).to(device, non_blocking=non_blocking)
     window = tuple(image.shape[2:])
@@ -53,6 +55,8 @@ def prepare_batch(
             batch["boxes"], batch["labels"], batch["annotated"], batch["label"], strict=True
         )
     ]
+    for target, has_mask in zip(targets, batch.get("has_mask", ()), strict=False):
+        target["segmented"] = target["annotated"] & has_mask
     return image, targets
 
 
@@ -82,13 +86,20 @@ class TrainingStep:
     amp_dtype : str, optional
         ``"bfloat16"`` or ``"float16"``: the network runs under autocast; the loss stays in float32. ``"float32"`` is
         None, for the command line, which cannot say None.
+    average : callable, optional
+        Takes the terms, a tensor, to their mean over the processes that share a batch, such as
+        :func:`organdetr_monai.distributed.mean`: what is reported is then of the whole batch.
     """
 
-    def __init__(self, *, clip_norm: float | None = 0.1, amp_dtype: str | None = None) -> None:
-        if amp_dtype not in (None, "float32", "bfloat16", "float16"):
-            raise ValueError(f'amp_dtype must be "float32", "bfloat16" or "float16", got {amp_dtype!r}')
-        self.clip_norm = clip_norm
-        self.amp_dtype = None if amp_dtype in (None, "float32") else getattr(torch, amp_dtype)
+    def __init__(
+        self,
+        *,
+        clip_norm: float | None = 0.1,
+        amp_dtype: str | None = None,
+        average: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.clip_norm, self.average = clip_norm, average
+        self.amp_dtype = amp_precision(amp_dtype)
 
     def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Forward, backward, clip, step; returns ``loss`` and its terms as detached scalars."""
@@ -110,7 +121,11 @@ class TrainingStep:
         scaler.step(optimizer)
         scaler.update()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return {Keys.LOSS: terms["loss"].detach(), **{k: v for k, v in terms.items() if k != "loss"}}
+        terms = {Keys.LOSS: terms.pop("loss").detach(), **terms}
+        if self.average is not None:
+            means = self.average(torch.stack([term.float() for term in terms.values()]))
+            terms = dict(zip(terms, means.unbind(), strict=True))
+        return terms
 
     def _scaler(self, engine: Any, device: torch.device) -> torch.amp.GradScaler:
         if engine.scaler is None:
@@ -175,23 +190,23 @@ class ReseedEpochs:
     Parameters
     ----------
     seed : int
-    dataset : torch Dataset
-        Its MONAI random transforms are reseeded; with loader workers PyTorch's seed decides.
+        Of the global generators. Processes of a distributed run get different ones, for dropout and the like.
+    parts : sequence
+        What has an order or samples for each epoch and is told its number by ``set_epoch``: dataset, sampler.
     """
 
-    def __init__(self, seed: int, dataset: Any = None) -> None:
-        self.seed, self.dataset = seed, dataset
+    def __init__(self, seed: int, parts: Sequence[Any] = ()) -> None:
+        self.seed, self.parts = seed, list(parts)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Seed Python, NumPy, PyTorch and the transforms for the epoch that starts."""
-        seed = (self.seed * 100_003 + engine.state.epoch) % 2**31
+        """Seed Python, NumPy and PyTorch for the epoch that starts, and tell the parts."""
+        seed = seed_of(self.seed, engine.state.epoch, distributed.rank())
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - third-party transforms draw from the global generator
         torch.manual_seed(seed)
-        transform = getattr(self.dataset, "transform", None)
-        if isinstance(transform, Randomizable):
-            transform.set_random_state(seed)
+        for part in self.parts:
+            part.set_epoch(engine.state.epoch)

@@ -85,6 +85,21 @@ def test_segmentation_of_an_unannotated_organ_over_background_is_free():
     assert multiscale_segmentation_loss([organ], mask, torch.tensor([[True, True]])) > 1
 
 
+def test_an_image_known_by_boxes_only_has_no_part_in_the_segmentation(make_targets):
+    g = torch.Generator().manual_seed(3)
+    output = {"logits": torch.randn(2, 20, 5, generator=g), "boxes": torch.rand(2, 20, 6, generator=g) * 0.4 + 0.3}
+    segmentation = torch.randn(2, 5, 8, 8, 8, generator=g).requires_grad_()
+    targets = make_targets([2, 3])
+    whole = DetectionLoss(DenseQueryMatcher())({**output, "segmentation": [segmentation]}, targets)
+    targets[1]["mask"] = torch.zeros_like(targets[1]["mask"])
+    targets[0]["segmented"], targets[1]["segmented"] = targets[0]["annotated"], torch.zeros(4, dtype=torch.bool)
+    terms = DetectionLoss(DenseQueryMatcher())({**output, "segmentation": [segmentation]}, targets)
+    terms["loss"].backward()
+    assert segmentation.grad[0].abs().max() > 0 and segmentation.grad[1].abs().max() < 1e-9
+    for name in ("class", "l1", "giou"):
+        assert terms[name] == whole[name]
+
+
 def test_segmentation_loss_of_the_truth_is_zero_and_of_a_shift_is_not():
     mask = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
     mask[:, 2:6, 2:6, 2:6] = 1
@@ -114,6 +129,34 @@ def test_thin_organ_survives_in_the_coarse_target():
 def test_mask_unannotated_keeps_no_organ():
     masked = mask_unannotated(torch.zeros(1, 2, 3), torch.tensor([[False, False]]))
     assert masked.softmax(-1)[..., 0].tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize("counts", [[3, 1, 2], [4, 0, 0], [0, 0, 0]])
+def test_parts_of_a_batch_on_several_processes_average_to_the_whole(small_network, make_targets, counts):
+    network, targets = small_network(), make_targets(counts, shape=(32, 32, 32))
+    for target in targets[len(counts) - 1 :]:  # of another number of organs in its mask, too
+        target["mask"][target["mask"] > 1] = 0
+    image = torch.rand(3, 1, 32, 32, 32)
+    parts = [slice(0, 2), slice(2, 3)]
+
+    def loss_and_gradient(part, average=None):
+        network.zero_grad()
+        terms = DetectionLoss(DenseQueryMatcher(), average=average)(network(image[part]), targets[part])
+        terms["loss"].backward()
+        assert all(p.grad is not None for p in network.parameters()), "DistributedDataParallel would wait for it"
+        gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
+        return torch.stack([v.detach() for v in terms.values()]), gradient
+
+    sent = []  # by each process, what the other one adds
+    for part in parts:
+        loss_and_gradient(part, lambda own: sent.append(own) or own)
+    mean = torch.stack(sent).mean(0)
+    first, second = (loss_and_gradient(part, lambda own: mean) for part in parts)
+    terms, gradient = loss_and_gradient(slice(None))
+    assert torch.allclose((first[0] + second[0]) / 2, terms, rtol=1e-5, atol=1e-6)
+    assert ((first[1] + second[1]) / 2 - gradient).norm() < 1e-4 * gradient.norm()
+    apart = [loss_and_gradient(part) for part in parts]
+    assert not torch.allclose((apart[0][0] + apart[1][0]) / 2, terms, rtol=1e-3)
 
 
 def test_unknown_term_is_refused():

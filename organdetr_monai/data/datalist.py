@@ -75,7 +75,9 @@ def load_datalist(
         )
     if check_files:
         for item in items:
-            check_same_grid(read_grid(item["image"]), read_grid(item["label"]), item["image"], item["label"])
+            grid = read_grid(item["image"])
+            if not item["label"].lower().endswith(".json"):  # ROIs in mm, which `data.rois` reads, have no grid
+                check_same_grid(grid, read_grid(item["label"]), item["image"], item["label"])
     return items
 
 
