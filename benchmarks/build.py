@@ -31,7 +31,10 @@ def targets(shape: Sequence[int], *, organs: int = 5, batch: int = 1, device: st
     """Made-up truth of a batch, as :func:`organdetr_monai.training.prepare_batch` gives it."""
     generator = torch.Generator().manual_seed(0)
     boxes = torch.cat(
-        [torch.rand(organs, 3, generator=generator) * 0.5 + 0.25, torch.rand(organs, 3, generator=generator) * 0.3 + 0.1],
+        [
+            torch.rand(organs, 3, generator=generator) * 0.5 + 0.25,
+            torch.rand(organs, 3, generator=generator) * 0.3 + 0.1,
+        ],
         dim=1,
     )
     mask = torch.randint(0, organs + 1, tuple(shape), generator=generator, dtype=torch.uint8)

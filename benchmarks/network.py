@@ -56,7 +56,9 @@ def rows() -> str:
         share, part = got["cpu"] / unit / public, got["gib"] / memory
         out.append([mode, shape, got["cpu"], got["cpu"] / unit, public, share, got["gib"], memory, part])
     header = ["", "volume", "CPU-s", "yardsticks", "public", "ratio", "GiB", "public", "ratio"]
-    text = table(f"Paper size ({parameters:.1f} M parameters), float32, batch 1; yardstick {unit:.2f} CPU-s", header, out)
+    text = table(
+        f"Paper size ({parameters:.1f} M parameters), float32, batch 1; yardstick {unit:.2f} CPU-s", header, out
+    )
     out = []
     for mode, size, shape in [*DEFAULT, ("step", "paper", "96x96x96")]:
         base = None
