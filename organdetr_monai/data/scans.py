@@ -72,15 +72,23 @@ def find_scans(inputs: Sequence[str | os.PathLike]) -> tuple[list[Scan], list[tu
         when `read_scan` reads it. Whether a volume is an image or a mask is not known here.
     skipped : list of (Path, str)
         What is no CT scan, and why. An input that leads to no scan stands here under its own path.
+
+    Raises
+    ------
+    InputError
+        For an empty path, which would mean the current folder.
     """
     inventory = _Inventory()
     for given in inputs:
+        if not os.fspath(given):
+            raise InputError("The path of a scan is empty.", "Name a file or a folder; . is the current one.")
         path = Path(given).expanduser()
         if not path.exists():
             inventory.skipped.append((path, "does not exist"))
         elif path.is_dir():
             # A list, so that no file's search stops at the first hit.
-            if not any([inventory.add(file) for file in _files_below(path, set(), inventory.skipped)]):
+            added = [inventory.add(file) for file in _files_below(path, set(), inventory.skipped)]
+            if not any(added):
                 inventory.skipped.append((path, "holds no CT scan"))
         else:
             inventory.add_named(path)

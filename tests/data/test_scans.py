@@ -212,3 +212,11 @@ def test_find_scan_wants_exactly_one(tmp_path):
     touch(tmp_path / "two.nii.gz")
     with pytest.raises(InputError, match="2 scans: one, two"):
         find_scan(tmp_path)
+
+
+def test_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "scan.nii.gz")
+    assert find_scan(".").name == "scan"
+    with pytest.raises(InputError, match="path of a scan is empty"):
+        find_scan("")
