@@ -61,7 +61,7 @@ def fit_thresholds(cases: Iterable[Any], organs: Sequence[str]) -> dict[str, flo
     """
     scores: dict[int, tuple[list[float], list[float]]] = {k: ([], []) for k in range(1, len(organs) + 1)}
     for case in cases:
-        for k in np.flatnonzero(case.annotated) + 1:
+        for k in (np.flatnonzero(case.annotated) + 1).tolist():
             best = case.scores[case.labels == k].max(initial=0.0)
             scores[k][0 if k in case.truth_labels else 1].append(float(best))
     return {organ: fit_threshold(*map(np.asarray, scores[k])) for k, organ in enumerate(organs, start=1)}

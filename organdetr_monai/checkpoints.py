@@ -204,13 +204,9 @@ def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.de
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != getattr(state[k], "shape", None)]
     if missing or extra or wrong:
-        example = (
-            f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, the network {tuple(own[wrong[0]].shape)}"
-            if wrong
-            else f"first missing: {missing[0]}"
-            if missing
-            else f"first unknown: {extra[0]}"
-        )
+        example = f"first missing: {missing[0]}" if missing else f"first unknown: {extra[0]}" if extra else ""
+        if wrong:
+            example = f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, the network {tuple(own[wrong[0]].shape)}"
         raise InputError(
             f"{path} belongs to another architecture ({len(missing)} missing, {len(extra)} unknown, {len(wrong)} of "
             f"another shape; {example}).",

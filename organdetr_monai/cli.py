@@ -114,14 +114,7 @@ def prepare(
 
     shares = _numbers("--fractions", fractions)
     report = prepare(
-        set_name,
-        source,
-        output,
-        seed=seed,
-        fractions=shares,
-        workers=workers,
-        label_map=label_map,
-        progress=not quiet,
+        set_name, source, output, seed=seed, fractions=shares, workers=workers, label_map=label_map, progress=not quiet
     )
     if not quiet:
         for note in report.notes:
@@ -253,7 +246,7 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _numbers(option: str, text: str) -> tuple[float, ...]:
+def _numbers(option: str, text: str) -> tuple[float, float, float]:
     """Three numbers separated by commas."""
     try:
         first, second, third = map(float, text.split(","))

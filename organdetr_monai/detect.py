@@ -164,7 +164,7 @@ def select_organs(names: Iterable[str], organs: Sequence[str]) -> list[str]:
     InputError
         An organ that nobody knows, or that the model does not look for.
     """
-    found = {}
+    found: dict[str, None] = {}
     own = {_canonical(organ): organ for organ in organs}
     for name in names:
         organ = name if name in organs else own.get(resolve(name))

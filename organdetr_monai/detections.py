@@ -135,8 +135,6 @@ class Detections:
     def __eq__(self, other: object) -> bool:
         return self.to_dict() == other.to_dict() if isinstance(other, Detections) else NotImplemented
 
-    __hash__ = None
-
     def __getitem__(self, organ: str) -> OrganDetection:
         try:
             return self._by_name[organ]
@@ -222,7 +220,8 @@ class Detections:
             entries.append(
                 OrganDetection(organ, number, "present", score, tuple(box), box_to_oriented(box, affine), faces)
             )
-        return cls(tuple(entries), np.asarray(affine), tuple(shape), model, image, series_uid)
+        x, y, z = shape
+        return cls(tuple(entries), np.asarray(affine), (x, y, z), model, image, series_uid)
 
     def to_dict(self) -> dict:
         """As plain data for JSON; `writers.schema` describes it."""
@@ -261,7 +260,7 @@ def _threshold_of(organ: str, threshold: float | Mapping[str, float]) -> float:
 
 def _check_place(entry: OrganDetection, affine: np.ndarray, shape: tuple[int, ...]) -> None:
     """A box lies in the scan, and is the same in voxels and in mm: a tool that mixed up its frames is caught here."""
-    if entry.box_voxel is None:
+    if entry.box_voxel is None or entry.box is None:
         return
     box = np.asarray(entry.box_voxel)
     if (box[:3] < -1e-6).any() or (box[3:] > np.asarray(shape) + 1e-6).any():

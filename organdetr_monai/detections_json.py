@@ -55,11 +55,7 @@ def _organ_to_dict(entry: OrganDetection) -> dict:
 def _box_to_dict(box: OrientedBox) -> dict:
     if box.is_axis_aligned:
         return {"min": box.min.tolist(), "max": box.max.tolist()}
-    return {
-        "center": box.center.tolist(),
-        "size": box.size.tolist(),
-        "orientation": box.orientation.tolist(),
-    }
+    return {"center": box.center.tolist(), "size": box.size.tolist(), "orientation": box.orientation.tolist()}
 
 
 def from_dict(document: Mapping) -> Detections:

@@ -19,10 +19,10 @@ class InputError(ValueError):
 
     def __init__(self, what: str, remedy: str) -> None:
         self.what, self.remedy = what, remedy
-        super().__init__(f"{what} {remedy}")
+        super().__init__(what, remedy)  # both, with which pickle makes it anew on the way back from a worker process
 
-    def __reduce__(self) -> tuple:
-        return type(self), (self.what, self.remedy)  # survives the way back from a worker process
+    def __str__(self) -> str:
+        return f"{self.what} {self.remedy}"
 
 
 def input_error(error: BaseException | None) -> InputError | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -187,7 +187,7 @@ def _by_end(image: Path, ends: Sequence[tuple[str, tuple[str, ...]]]) -> str | N
     return ends[shared.index(best)][0] if best > 0 and shared.count(best) == 1 else None
 
 
-def _truth(item: Mapping[str, Any], num_organs: int) -> tuple[dict[str, Any], Any]:
+def _truth(item: Mapping[Hashable, Any], num_organs: int) -> tuple[dict[str, Any], Any]:
     """Boxes of a mask on its own grid, as `DetectionMetrics` takes them, and that grid."""
     from organdetr_monai.data.headers import Grid
     from organdetr_monai.data.readers import LoadScand

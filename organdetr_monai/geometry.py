@@ -94,7 +94,8 @@ def axcodes_of(affine: ArrayLike) -> tuple[str, str, str]:
     """Patient direction in which each array axis grows: ``("R", "A", "S")`` for an identity affine."""
     axes, order = _lps_axes(check_affine(affine))
     letters = ("RL", "AP", "IS")  # negative and positive LPS direction of x, y, z
-    return tuple(letters[order[i]][int(axes[order[i], i] > 0)] for i in range(3))
+    x, y, z = (letters[order[i]][int(axes[order[i], i] > 0)] for i in range(3))
+    return x, y, z
 
 
 def voxel_to_lps(points: ArrayLike, affine: ArrayLike) -> np.ndarray:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
+from torch import Tensor
 
 from organdetr_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def scalars(output: Mapping[str, Any]) -> dict[str, float]:
-    """Scalar tensors of an engine's output as numbers, in one transfer from the device."""
-    names = [k for k, v in output.items() if torch.is_tensor(v) and v.numel() == 1]
-    return dict(zip(names, torch.stack([output[k].float().reshape(()) for k in names]).tolist(), strict=True))
+def scalar_tensors(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Scalar tensors of a trainer's output, a dict or a list that starts with one, on their device; float32."""
+    terms = output if isinstance(output, Mapping) else output[0]
+    return {k: v.float().reshape(()) for k, v in terms.items() if torch.is_tensor(v) and v.numel() == 1}
+
+
+def scalars(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """As :func:`scalar_tensors`, as numbers, in one transfer from the device."""
+    tensors = scalar_tensors(output)
+    return dict(zip(tensors, torch.stack([*tensors.values()]).tolist(), strict=True))
 
 
 class LossBar(ProgressBar):
@@ -28,7 +35,7 @@ class LossBar(ProgressBar):
     def __init__(self, **options: Any) -> None:
         super().__init__(persist=True, desc="epoch", **options)
 
-    def attach(self, engine: Engine) -> None:  # type: ignore[override]
+    def attach(self, engine: Engine) -> None:  # type: ignore[override]  # fewer: how each term is shown is fixed here
         """Attach to a trainer; MONAI attaches handlers without further arguments."""
         super().attach(engine, output_transform=scalars)
 
@@ -108,11 +115,13 @@ class DetectionsSaver:
         """Write the results of a batch."""
         from organdetr_monai.detections import Detections
 
-        batch = engine.state.batch
+        # ignite's annotations say int
+        batch = cast(Mapping[str, Any], engine.state.batch)
+        output = cast(Mapping[str, Any], engine.state.output)
         if "error" in batch:
             self.failed += batch["case"]
             return
-        for case, frame, prediction in zip(batch["case"], batch["frame"], engine.state.output["pred"], strict=True):
+        for case, frame, prediction in zip(batch["case"], batch["frame"], output["pred"], strict=True):
             detections = Detections.from_boxes(
                 prediction["boxes"],
                 prediction["scores"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from monai.data.utils import dense_patch_slices
 from monai.inferers import Inferer
-from torch import Tensor, nn
+from torch import Tensor
 
 from organdetr_monai.boxes import denormalise
 from organdetr_monai.precision import amp_precision
@@ -123,13 +123,15 @@ class DetectionInferer(Inferer):
         self.window = tuple(int(n) for n in window)
         self.overlap, self.window_batch, self.amp_dtype = overlap, window_batch, amp_precision(amp_dtype)
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> list[dict[str, Tensor]]:
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> list[dict[str, Tensor]]:
         """Detect in each volume of a batch.
 
         Parameters
         ----------
         inputs : Tensor of shape (B, 1, X, Y, Z)
-        network : nn.Module
+        network : callable
             Gives ``logits`` and ``boxes`` as :class:`organdetr_monai.networks.OrganDETR`.
 
         Returns

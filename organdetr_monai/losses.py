@@ -97,7 +97,8 @@ class DetectionLoss(nn.Module):
         terms.update(per_layer[0])
         for name in per_layer[0] if len(per_layer) > 1 else ():
             terms[f"{name}_aux"] = torch.stack([t[name] for t in per_layer[1:]]).mean()
-        loss = sum(self.weights[name] * t[name] for t in per_layer for name in t)
+        first, *others = (self.weights[name] * t[name] for t in per_layer for name in t)
+        loss = sum(others, start=first)
         if masks is not None:
             terms["segmentation"] = multiscale_segmentation_loss(
                 output["segmentation"], masks, segmented, images=counts.images, organs=counts.organs
@@ -116,8 +117,8 @@ class DetectionLoss(nn.Module):
         if masks is not None:
             organs = shown_organs(masks, segmented).sum().float()
         own = torch.tensor([images, *positives], dtype=torch.float32, device=segmented.device)
-        images, *positives, organs = self.average(torch.cat([own, organs[None]])).unbind()
-        return Counts(images, positives, organs)
+        mean_images, *mean_positives, mean_organs = self.average(torch.cat([own, organs[None]])).unbind()
+        return Counts(mean_images, mean_positives, mean_organs)
 
     def layer_terms(
         self,

@@ -99,7 +99,7 @@ class HungarianMatcher(nn.Module):
         costs = torch.stack([self.cost(o, targets) for o in outputs]).cpu().numpy()  # (layers, B, N, M)
         if not np.isfinite(costs).all():
             raise ValueError("matching cost is not finite: the network's output has diverged; lower the learning rate")
-        found: list[list[np.ndarray]] = []
+        found: list[np.ndarray] = []
         for layer in costs:
             rows = [np.zeros((3, 0), dtype=np.int64)]
             for image, (cost, organs) in enumerate(zip(layer, counts, strict=True)):

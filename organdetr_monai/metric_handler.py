@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
-import torch.distributed as dist
 from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 
+from organdetr_monai import distributed
 from organdetr_monai.average_precision import summarise
 from organdetr_monai.errors import InputError
 from organdetr_monai.metrics import Case, DetectionMetrics
@@ -51,7 +52,7 @@ class OrganDetectionMetric(Metric):
         **options: Any,
     ) -> None:
         self.organs, self.key, self.spacing = list(organs), key, spacing
-        self.result: dict[str, Any] | None = None
+        self.result: dict[str, Any] = {}
         self.cases: list[Case] = []
         self._new = partial(DetectionMetrics, organs, **options)
         self._local = self._new()
@@ -95,12 +96,13 @@ class OrganDetectionMetric(Metric):
 
 
 def _gather(cases: list[Case]) -> list[Case]:
-    """Cases of all processes, in the same order everywhere; those given where there is one process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    """Cases of all processes, those given where there is one: in the order that one process would have them in, if
+    they were dealt out by :func:`organdetr_monai.distributed.share`, so that not even a rounding differs.
+    """
+    if distributed.world_size() == 1:
         return cases
-    parts: list[list[Case]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, cases)
-    together = [case for part in parts for case in part]
+    rounds = zip_longest(*distributed.gather(cases))
+    together = [case for dealt in rounds for case in dealt if case is not None]
     if any(case.name is None for case in together):
         # Checked after the exchange, by all processes alike: one that left earlier would keep the others waiting.
         raise InputError(

@@ -133,9 +133,9 @@ class DetectionMetrics:
         spacing = truth.get("spacing", spacing)
         if spacing is None:
             raise InputError(f"The spacing of {where} is unknown.", "Give it in mm per voxel: distances need it.")
-        spacing = _array(spacing)
-        if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
-            raise InputError(f"The spacing of {where} is {spacing.tolist()}.", "Give 3 positive numbers, in mm.")
+        sizes = _array(spacing)
+        if sizes.shape != (3,) or not (np.isfinite(sizes) & (sizes > 0)).all():
+            raise InputError(f"The spacing of {where} is {sizes.tolist()}.", "Give 3 positive numbers, in mm.")
         annotated = _array(truth.get("annotated", np.ones(len(self.organs)))).astype(bool)
         if annotated.shape != (len(self.organs),):
             remedy = f"Give one bool for each of the {len(self.organs)} organs."
@@ -147,7 +147,7 @@ class DetectionMetrics:
         if (truth_boxes[known, 3:] <= truth_boxes[known, :3]).any():
             raise InputError(f"A box in the truth of {where} is empty.", "Make every box [start, stop), stop > start.")
         reported = boxes[keep], scores[keep], labels[keep]
-        self.add([Case(name, *reported, truth_boxes[known], truth_labels[known], annotated, spacing)])
+        self.add([Case(name, *reported, truth_boxes[known], truth_labels[known], annotated, sizes)])
 
     def _boxes(self, source: Mapping[str, Any], keys: Sequence[str], where: str) -> list[np.ndarray]:
         """``boxes`` (n, 6) float64, ``labels`` (n,) int64 and, if among the keys, ``scores`` (n,), checked."""
@@ -212,7 +212,7 @@ class DetectionMetrics:
         if not self.cases:
             raise InputError("There is no case to evaluate.", "Check that the datalist's section is not empty.")
         scores = self._score_organs()
-        result = {"num_cases": len(self.cases), **summarise(scores, self.thresholds, self.reported)}
+        result: dict[str, Any] = {"num_cases": len(self.cases), **summarise(scores, self.thresholds, self.reported)}
         result["per_organ"] = {
             organ: {"num_cases_annotated": score.num_cases, **summarise([score], self.thresholds, self.reported)}
             for organ, score in zip(self.organs, scores, strict=True)
@@ -267,7 +267,7 @@ class DetectionMetrics:
         """Indices of the organs of each size group."""
         if isinstance(self.size_groups, Mapping):
             return {name: [self.organs.index(o) for o in group] for name, group in self.size_groups.items()}
-        return group_by_volume(scores, None if self.size_groups == "terciles" else self.size_groups)
+        return group_by_volume(scores, None if isinstance(self.size_groups, str) else self.size_groups)
 
 
 def _array(value: Any) -> np.ndarray:

@@ -24,7 +24,7 @@ def format_organs(set_name: str | None = None) -> str:
         Unknown set.
     """
     if set_name is None:
-        rows = [("name", "title", "TotalSegmentator v2", "id in sets")]
+        rows: list[tuple[str, ...]] = [("name", "title", "TotalSegmentator v2", "id in sets")]
         rows += [(o.name, o.title, str(o.totalsegmentator_id or "-"), _in_sets(o.name)) for o in ORGANS.values()]
         return _aligned(rows)
     if set_name not in SETS:

@@ -101,8 +101,15 @@ class TrainingStep:
         self.clip_norm, self.average = clip_norm, average
         self.amp_dtype = amp_precision(amp_dtype)
 
-    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Forward, backward, clip, step; returns ``loss`` and its terms as detached scalars."""
+    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+        """Forward, backward, clip, step.
+
+        Returns
+        -------
+        list of one dict
+            ``loss`` and its terms as detached scalars. In a list because MONAI's handlers, such as MLflow's, expect
+            decollated output.
+        """
         inputs, targets = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
         network, optimizer = engine.network, engine.optimizer
         network.train()
@@ -125,7 +132,7 @@ class TrainingStep:
         if self.average is not None:
             means = self.average(torch.stack([term.float() for term in terms.values()]))
             terms = dict(zip(terms, means.unbind(), strict=True))
-        return terms
+        return [terms]
 
     def _scaler(self, engine: Any, device: torch.device) -> torch.amp.GradScaler:
         if engine.scaler is None:

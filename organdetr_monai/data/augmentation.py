@@ -97,10 +97,10 @@ class RandAffineWindowd(RandomizableTransform, MapTransform):
 
     def matrix(self, size: Sequence[int], spacing: np.ndarray) -> np.ndarray:
         """Affine (4, 4) from indices of the window to indices of the volume, for the parameters drawn last."""
-        size, window = np.asarray(size, float), np.asarray(self.window, float)
+        sizes, window = np.asarray(size, float), np.asarray(self.window, float)
         # A smaller volume: as many voxels before it as SpatialPadd gives, the odd one after it.
         # Whole voxels: a window that is neither turned nor zoomed nor moved keeps the voxels' own values.
-        start = np.where(size > window, np.floor(self.place * (size - window)), -np.floor((window - size) / 2))
+        start = np.where(sizes > window, np.floor(self.place * (sizes - window)), -np.floor((window - sizes) / 2))
         centre = np.eye(4)
         centre[:3, 3] = -(window - 1) / 2
         # Rotation is of the patient, in mm: on voxels of unequal sides it would shear.

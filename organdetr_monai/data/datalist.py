@@ -13,6 +13,7 @@ all of the label map's. A case's own ``labels`` replace the file's.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections import Counter
@@ -22,7 +23,7 @@ from typing import Any
 
 from organdetr_monai.data.headers import check_same_grid, read_grid
 from organdetr_monai.errors import InputError
-from organdetr_monai.organs import resolve
+from organdetr_monai.organs import ORGANS, resolve
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
@@ -89,6 +90,19 @@ def check_disjoint(train: Iterable[Mapping[str, Any]], val: Iterable[Mapping[str
         raise InputError(
             f"{len(shared)} images are in training and in validation, such as {shared[0]}.",
             "Give each image one split, or two datalists without a common image.",
+        )
+
+
+def check_annotated(train: Iterable[Mapping[str, Any]], organs: Sequence[str]) -> None:
+    """Raise :class:`InputError` for an organ that no training case annotates: it could not be learned."""
+    known = {organ_id for item in train for organ_id in item["annotated"]}
+    unknown = [organ for k, organ in enumerate(organs, start=1) if k not in known]
+    if unknown:
+        close = [name for organ in unknown for name in difflib.get_close_matches(organ, ORGANS, n=1)]
+        raise InputError(
+            f"No training case annotates {', '.join(unknown)}.",
+            "Correct the organ's name in organs or in the datalist, or leave it out of organs."
+            + (f" Did you mean {', '.join(close)}?" if close and close != unknown else ""),
         )
 
 

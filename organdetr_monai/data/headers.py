@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from organdetr_monai.errors import InputError
+
+if TYPE_CHECKING:
+    from nibabel import Nifti1Pair
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _TOLERANCE = 0.5  # voxels; headers of one scan written by two programs differ by rounding, not by more
@@ -79,10 +83,18 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def _nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+def load_nifti(path: Path) -> Nifti1Pair:
+    """NIfTI-1 or NIfTI-2, voxels still on disk; other kinds that nibabel would open are an ``ImageFileError``."""
     import nibabel as nib
 
     image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Pair):
+        raise nib.filebasedimages.ImageFileError(f"{path} is a {type(image).__name__}")
+    return image
+
+
+def _nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    image = load_nifti(path)
     return image.shape, image.affine
 
 

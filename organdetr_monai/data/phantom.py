@@ -19,6 +19,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from organdetr_monai.data.headers import load_nifti
 from organdetr_monai.data.phantom_anatomy import PHANTOM_ORGANS, paint_patient
 from organdetr_monai.data.phantom_body import Patient, paint_table
 from organdetr_monai.data.phantom_scan import (
@@ -93,7 +94,7 @@ def make_phantom(
     """
     entropy = _check_seed(seed)
     to_axes = check_orientation(axcodes)
-    spacing = check_spacing(spacing)
+    sizes = check_spacing(spacing)
     if field_of_view is not None and field_of_view not in FIELDS_OF_VIEW:
         raise InputError(f"Unknown field of view {field_of_view!r}.", f"Use one of {', '.join(FIELDS_OF_VIEW)}.")
     if not abs(oblique) <= 45:
@@ -103,7 +104,7 @@ def make_phantom(
     rng = patient.rng("scan")
     pose, low, high = place_patient(patient, rng, field_of_view)
     ras_spacing = np.empty(3)
-    ras_spacing[to_axes[:, 0].astype(int)] = spacing
+    ras_spacing[to_axes[:, 0].astype(int)] = sizes
     shape, affine = voxel_grid(low, high, ras_spacing, oblique, rng)
 
     canvas = blank_canvas(patient, pose, affine, shape)
@@ -229,7 +230,7 @@ def _write_case(output: Path, generator: dict, index: int) -> list[str]:
 def _read_whole(image: Path, label: Path) -> np.ndarray | None:
     """The labels of a case if both of its files can be read to their end, otherwise None."""
     try:
-        scan, mask = (np.asarray(nib.load(path).dataobj) for path in (image, label))
+        scan, mask = (np.asarray(load_nifti(path).dataobj) for path in (image, label))
     except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError):
         return None
     return mask if mask.shape == scan.shape else None

@@ -11,16 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from organdetr_monai.data.phantom_shapes import (
-    FAR_MM,
-    Canvas,
-    gyroid,
-    profile,
-    smooth_max,
-    superquadric,
-    tube,
-    waves,
-)
+from organdetr_monai.data.phantom_shapes import FAR_MM, Canvas, gyroid, profile, smooth_max, superquadric, tube, waves
 
 SPINE_Z = (-440, -330, -250, -200, -120, -40, 60, 150, 215)
 SPINE_Y = (-78, -84, -60, -48, -48, -58, -72, -62, -48)
@@ -118,7 +109,7 @@ class Torso:
         _, y, z = canvas.position
         under_skin = patient.fat * profile(z, (-440, -320, -190, -60, 60, 215), (hip, hip, 1, 0.85, chest, chest))
         under_skin = under_skin * (1 + front * y / 130) + 3 + uneven
-        whole = tuple(slice(0, n) for n in canvas.hu.shape)
+        whole = slice(None), slice(None), slice(None)
         canvas.paint(whole, self.wall - under_skin, 20)
         canvas.paint(whole, self.wall - under_skin + 2.5, patient.fat_hu)
         canvas.paint(whole, self.wall, patient.hu["muscle"])
@@ -130,10 +121,10 @@ def paint_muscles(canvas: Canvas, patient: Patient) -> None:
     rng = patient.rng("muscles")
     width = rng.uniform(0.8, 1.15)
     for side in (-1, 1):
-        line = [(side * 26, -45, -110), (side * 42, -38, -190), (side * 62, -10, -280), (side * 88, 22, -345)]
-        canvas.draw(tube(line, np.array([8, 20, 19, 13]) * width, pieces=8), patient.hu["muscle"])
-        line = [(side * 12, patient.spine(z) - 42, z) for z in (-260, -120, 0, 150)]
-        canvas.draw(tube(line, (3, 2, 2, 2), pieces=8, margin=3), patient.fat_hu)
+        psoas = [(side * 26, -45, -110), (side * 42, -38, -190), (side * 62, -10, -280), (side * 88, 22, -345)]
+        canvas.draw(tube(psoas, np.array([8, 20, 19, 13]) * width, pieces=8), patient.hu["muscle"])
+        groove = [(side * 12, patient.spine(z) - 42, z) for z in (-260, -120, 0, 150)]
+        canvas.draw(tube(groove, (3, 2, 2, 2), pieces=8, margin=3), patient.fat_hu)
 
 
 def paint_spine(canvas: Canvas, patient: Patient, torso: Torso) -> None:
@@ -266,8 +257,8 @@ def paint_vessels(canvas: Canvas, patient: Patient) -> None:
     for side in (-1, 1):
         line = [(side * 6, lumbar, -225), (side * 40, -20, -285), (side * 62, 20, -345), (side * 68, 45, -400)]
         canvas.draw(tube(line, np.array([8, 7, 6, 5]) * size, pieces=8), hu["artery"])
-    line = [(24, lumbar - 4, -230), (25, lumbar, -150), (27, -18, -60), (26, 8, -15 + patient.breath), (24, 12, 25)]
-    canvas.draw(tube(line, np.array([11, 12, 13, 14, 14]) * size, pieces=10), hu["vein"])
+    cava = [(24, lumbar - 4, -230), (25, lumbar, -150), (27, -18, -60), (26, 8, -15 + patient.breath), (24, 12, 25)]
+    canvas.draw(tube(cava, np.array([11, 12, 13, 14, 14]) * size, pieces=10), hu["vein"])
     canvas.draw(
         tube([(24, 8, 70), (26, 18, 110), (24, 20, 165), (34, 10, 220)], (11, 10, 9, 8), pieces=8), hu["artery"]
     )
@@ -285,6 +276,6 @@ def paint_table(canvas: Canvas, patient: Patient) -> None:
     x, y, _ = canvas.position
     board = np.maximum(np.abs(y + back + 14 - hollow * (x / 200) ** 2) - 14, np.abs(x) - wide)
     board[canvas.hu > -600] = FAR_MM  # the patient lies on it
-    whole = tuple(slice(0, n) for n in canvas.hu.shape)
+    whole = slice(None), slice(None), slice(None)
     canvas.paint(whole, board, -350)
     canvas.paint(whole, board + 5, -900)

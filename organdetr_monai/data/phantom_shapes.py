@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 from scipy.spatial.transform import Rotation
 
@@ -30,7 +31,7 @@ class Part(NamedTuple):
 Shape = list[Part]  # the union of its parts
 
 
-def dot(a: Sequence, b: Sequence) -> np.ndarray:
+def dot(a: Sequence | np.ndarray, b: Sequence | np.ndarray) -> np.ndarray:
     """Product of two sets of three components, each a number or an array.
 
     Written out: a BLAS sums in an order of its own, and phantoms are to be the same to the bit everywhere.
@@ -39,11 +40,11 @@ def dot(a: Sequence, b: Sequence) -> np.ndarray:
 
 
 def superquadric(
-    centre: Sequence[float],
-    radii: Sequence[float],
+    centre: ArrayLike,
+    radii: ArrayLike,
     *,
     power: float = 2.0,
-    degrees: Sequence[float] = (0.0, 0.0, 0.0),
+    degrees: ArrayLike = (0.0, 0.0, 0.0),
     bump: Distance | None = None,
     margin: float = 8.0,
 ) -> Shape:
@@ -81,7 +82,7 @@ def superquadric(
     return [Part(centre - reach, centre + reach, distance)]
 
 
-def tube(points: Sequence[Sequence[float]], radii: Sequence[float], *, pieces: int, margin: float = 6.0) -> Shape:
+def tube(points: ArrayLike | Sequence[ArrayLike], radii: ArrayLike, *, pieces: int, margin: float = 6.0) -> Shape:
     """Tube of varying radius along a smooth centreline: a chain of capsules.
 
     Parameters
@@ -170,13 +171,17 @@ class Canvas:
         self.hu = np.full(position.shape[1:], -1000, np.float32)
         self.label = np.zeros(position.shape[1:], np.uint8)
 
-    def region(self, low: np.ndarray, high: np.ndarray) -> Region | None:
+    def region(self, low: ArrayLike, high: ArrayLike) -> Region | None:
         """Voxels that cover a box of the reference anatomy; None if it lies outside of the grid."""
-        centre = self.to_voxel @ [*(np.asarray(low) + high) / 2, 1]
-        half = np.abs(self.to_voxel[:, :3]) @ ((np.asarray(high) - low) / 2 + self.slack)
+        low, high = np.asarray(low), np.asarray(high)
+        centre = self.to_voxel @ [*(low + high) / 2, 1]
+        half = np.abs(self.to_voxel[:, :3]) @ ((high - low) / 2 + self.slack)
         start = np.maximum(np.floor(centre - half), 0).astype(int)
         stop = np.minimum(np.ceil(centre + half) + 1, self.hu.shape).astype(int)
-        return None if (start >= stop).any() else tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        if (start >= stop).any():
+            return None
+        x, y, z = (slice(a, b) for a, b in zip(start, stop, strict=True))
+        return x, y, z
 
     def distance(self, shape: Shape) -> tuple[Region, np.ndarray] | None:
         """Distance to a shape in the voxels around it, `FAR_MM` where no part is near; None outside of the grid."""

@@ -162,11 +162,11 @@ def _run(
     bar = tqdm(total=len(listing.cases), initial=resumed, desc=f"prepare {set_name}", disable=not progress)
     with bar:
         for name, record, fault in _work(todo, listing, output, workers):
-            if fault is None:
+            if record is not None:
                 record["key"] = keys[name]
                 write_json(_record_path(name, output), record)
                 records[name] = record
-            else:
+            elif fault is not None:
                 faults[name] = fault
                 bar.write(f"skipped {name}: {fault}")
             bar.update()
@@ -206,11 +206,11 @@ def prepare_case(case: Case, listing: Listing, output: Path) -> tuple[str, dict 
         One of record and fault is None. The record says where the label is, which organs are annotated and which are
         cut by the scan's end.
     """
-    from organdetr_monai.data.sets.masks import BadCase
+    from organdetr_monai.data.sets.masks import CaseError
 
     try:
         return case.name, _prepare_case(case, listing, output), None
-    except BadCase as error:
+    except CaseError as error:
         return case.name, None, str(error)
     except InputError as error:
         return case.name, None, f"unreadable: {error.what}"
@@ -219,24 +219,24 @@ def prepare_case(case: Case, listing: Listing, output: Path) -> tuple[str, dict 
 
 
 def _prepare_case(case: Case, listing: Listing, output: Path) -> dict:
-    from organdetr_monai.data.sets.masks import BadCase, build_mask, check_image, on_faces, values_in
+    from organdetr_monai.data.sets.masks import CaseError, build_mask, check_image, on_faces, values_in
 
     if case.structures is None and case.label is None:
-        raise BadCase("missing label")
+        raise CaseError("missing label")
     if case.structures is not None and not case.structures:
-        raise BadCase("missing labels: none of the organs has a mask")
+        raise CaseError("missing labels: none of the organs has a mask")
     grid = check_image(case.image)
     mask = build_mask(case, listing, grid)
     present = values_in(mask)
     if present.size == 0:
-        raise BadCase("empty: the label shows none of the organs")
+        raise CaseError("empty: the label shows none of the organs")
     names = [listing.organs[value - 1] for value in present]
     truncated = {listing.organs[value - 1] for value in on_faces(mask) if value}
     if case.structures is not None:
         annotated = [organ for organ in listing.organs if organ in case.structures]
     else:
         annotated = list(listing.organs) if listing.complete else names
-    record = {"annotated": annotated, "truncated": [organ for organ in names if organ in truncated]}
+    record: dict[str, Any] = {"annotated": annotated, "truncated": [organ for organ in names if organ in truncated]}
     if listing.rewrites:
         record["written"] = f"labels/{file_name(case.name)}.nii.gz"
         _write_mask(output / record["written"], mask, grid.affine)
@@ -287,10 +287,14 @@ def _done(case: Case, key: str, output: Path) -> dict | None:
 
 
 def _entry(case: Case, record: dict, splits: Mapping[str, str], output: Path) -> dict:
+    label = record.get("written")
+    if label is None:
+        assert case.label is not None  # otherwise the label had to be written
+        label = _reference(case.label, output)
     return {
         "name": case.name,
         "image": _reference(case.image, output),
-        "label": record.get("written") or _reference(case.label, output),
+        "label": label,
         "annotated": record["annotated"],
         "truncated": record["truncated"],
         "split": splits[case.name],

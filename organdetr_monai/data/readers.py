@@ -21,6 +21,7 @@ from monai.transforms import EnsureChannelFirst, MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 
 from organdetr_monai.data.dicom import series_geometry
+from organdetr_monai.data.headers import load_nifti
 from organdetr_monai.data.scans import Scan, find_scan
 from organdetr_monai.errors import InputError
 
@@ -112,11 +113,9 @@ def _to_metatensor(scan: Scan, array: np.ndarray, affine: np.ndarray) -> MetaTen
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import nibabel
-
     try:
         image = NibabelReader(mmap=False).read(path)
-        stored = nibabel.load(path).affine
+        stored = load_nifti(path).affine
     except Exception as error:  # nibabel promises no set of exceptions for damaged files
         raise InputError(f"{path} cannot be read as NIfTI ({error}).", _GET_AGAIN) from error
     header = image.header

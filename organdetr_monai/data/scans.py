@@ -141,9 +141,11 @@ class _Inventory:
             self._met[resolved] = reason is None
             if reason is not None:
                 self._others.setdefault((path.parent, reason), []).append(path)
-            elif series is not None:
-                self.found.setdefault(key, series).paths.append(path)
-            else:
+            elif series is not None and key is not None:
+                known = self.found.setdefault(key, series)
+                assert isinstance(known, _Series)  # the others' keys are paths
+                known.paths.append(path)
+            elif kind is not None:
                 self.found[resolved] = (kind, path)
         return self._met[resolved]
 

@@ -215,9 +215,7 @@ class WorkingSpacingd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.spacing = check_spacing(spacing)
-        self.resample = SpatialResample(
-            mode="bilinear", padding_mode="border", align_corners=False, dtype=torch.float32
-        )
+        self.resample = SpatialResample(mode="bilinear", padding_mode="border", align_corners=False, dtype=np.float32)
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Resample each key."""

@@ -5,7 +5,9 @@ as ``monaibundle_main.py``. Bundles of other projects in ``model/`` are served a
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import monaibundle_main
 from monailabel.interfaces.app import MONAILabelApp
@@ -14,7 +16,7 @@ from monailabel.interfaces.app import MONAILabelApp
 class OrganDetrApp(monaibundle_main.MyApp, MONAILabelApp):  # MONAI Label looks for its class among the direct bases
     """Serves the bundles that were named with ``--conf models``."""
 
-    def init_infers(self):
+    def init_infers(self) -> dict[str, Any]:
         """Inference tasks by name."""
         infers = super().init_infers()
         for name, path in self._organ_bundles():
@@ -23,7 +25,7 @@ class OrganDetrApp(monaibundle_main.MyApp, MONAILabelApp):  # MONAI Label looks 
             infers[name] = OrganInferTask(path, self.conf)
         return infers
 
-    def init_trainers(self):
+    def init_trainers(self) -> dict[str, Any]:
         """Training tasks by name; none if the server was started with ``--conf skip_trainers true``."""
         trainers = super().init_trainers()
         for name, path in self._organ_bundles():
@@ -33,7 +35,7 @@ class OrganDetrApp(monaibundle_main.MyApp, MONAILabelApp):  # MONAI Label looks 
                 trainers[name] = OrganTrainTask(path, self.conf)
         return trainers
 
-    def _organ_bundles(self):
+    def _organ_bundles(self) -> Iterator[tuple[str, str]]:
         """Name and folder of each bundle that brings these tasks; makes its package importable."""
         for name, path in self.models.items():
             if (Path(path) / "organdetr_monai" / "monai_label" / "tasks.py").is_file():

@@ -78,10 +78,12 @@ class DeformableDecoder(nn.Module):
         self.position = MLP(6 * 2 * (dim // 6), dim, dim, depth=2)
         self.level_embedding = nn.Parameter(torch.randn(levels, dim) * 0.02)
         self.class_heads = nn.ModuleList(nn.Linear(dim, num_classes + 1) for _ in range(layers))
-        self.box_heads = nn.ModuleList(MLP(dim, dim, 6) for _ in range(layers))
-        for head in self.box_heads:  # hardly a step at the start: the first boxes are the reference boxes
-            nn.init.normal_(head[-1].weight, std=1e-3)
-            nn.init.zeros_(head[-1].bias)
+        box_heads = [MLP(dim, dim, 6) for _ in range(layers)]
+        for head in box_heads:  # hardly a step at the start: the first boxes are the reference boxes
+            weight, bias = head[-1].parameters()
+            nn.init.normal_(weight, std=1e-3)
+            nn.init.zeros_(bias)
+        self.box_heads = nn.ModuleList(box_heads)
 
     def forward(self, maps: Sequence[Tensor], content: Tensor, reference: Tensor) -> list[dict[str, Tensor]]:
         """Decode.

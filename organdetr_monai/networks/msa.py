@@ -18,9 +18,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from organdetr_monai.networks.attention import Attention, FeedForward
+from organdetr_monai.networks.checkpointing import run
 from organdetr_monai.networks.position import grid_encoding
 
 Shape = tuple[int, int, int]
+
+
+def symbolic(x: Tensor) -> bool:
+    """Whether the sizes of ``x`` are unknown, because the code is being traced or exported for all sizes at once.
+
+    Nothing may branch on them then: every map is padded, by nothing where it fits, and masked.
+    """
+    return not all(isinstance(n, int) for n in x.shape)
+
+
+def cut(x: Tensor, shape: Sequence[int], *, first: int) -> Tensor:
+    """What ``x`` holds within ``shape``, its three axes from ``first`` on cut at their far ends."""
+    if symbolic(x):  # a slice may come out shorter than asked for, and that doubt in every size slows the exporter down
+        less = [n - m for n, m in zip(shape, x.shape[first:], strict=False)]
+        return F.pad(x, (0, 0) * (x.ndim - first - 3) + (0, less[2], 0, less[1], 0, less[0]))
+    for axis, n in enumerate(shape, start=first):
+        x = x.narrow(axis, 0, n)
+    return x
 
 
 def to_windows(grid: Tensor, window: Shape, count: Shape) -> Tensor:
@@ -37,7 +56,7 @@ def to_windows(grid: Tensor, window: Shape, count: Shape) -> Tensor:
     Tensor of shape (B * windows, tokens, C)
     """
     pad = [w * n - s for w, n, s in zip(window, count, grid.shape[1:4], strict=True)]
-    if any(pad):
+    if symbolic(grid) or any(pad):
         grid = F.pad(grid, (0, 0, 0, pad[2], 0, pad[1], 0, pad[0]))
     (wx, wy, wz), (nx, ny, nz) = window, count
     x = grid.reshape(-1, nx, wx, ny, wy, nz, wz, grid.shape[-1])
@@ -49,14 +68,15 @@ def from_windows(tokens: Tensor, window: Shape, count: Shape, shape: Shape) -> T
     (wx, wy, wz), (nx, ny, nz) = window, count
     x = tokens.reshape(-1, nx, ny, nz, wx, wy, wz, tokens.shape[-1]).permute(0, 1, 4, 2, 5, 3, 6, 7)
     x = x.reshape(-1, nx * wx, ny * wy, nz * wz, tokens.shape[-1])
-    return x[:, : shape[0], : shape[1], : shape[2]]
+    return cut(x, shape, first=1)
 
 
 def window_layout(shape: Shape, window: int) -> tuple[Shape, Shape]:
     """Window size (even, no larger than the grid needs) and number of windows along each axis of a token grid."""
-    size = tuple(min(window, n + n % 2) for n in shape)
-    count = tuple(-(-n // w) for n, w in zip(shape, size, strict=True))
-    return size, count  # type: ignore[return-value]
+    x, y, z = (min(window, n + n % 2) if isinstance(n, int) else window for n in shape)
+    # Not -(-n // w): ONNX rounds to zero.
+    nx, ny, nz = ((n + w - 1) // w for n, w in zip(shape, (x, y, z), strict=True))
+    return (x, y, z), (nx, ny, nz)
 
 
 def window_constants(grid: Tensor, window: Shape, count: Shape) -> tuple[Tensor, Tensor | None]:
@@ -71,7 +91,7 @@ def window_constants(grid: Tensor, window: Shape, count: Shape) -> tuple[Tensor,
     batch, shape = grid.shape[0], grid.shape[1:4]
     code = grid_encoding(shape, grid.shape[-1], device=grid.device).to(grid.dtype)
     position = to_windows(code[None], window, count).repeat(batch, 1, 1)
-    if all(w * n == s for w, n, s in zip(window, count, shape, strict=True)):
+    if not symbolic(grid) and all(w * n == s for w, n, s in zip(window, count, shape, strict=True)):
         return position, None
     real = to_windows(torch.ones(1, *shape, 1, device=grid.device), window, count)[:, None, None, :, 0] > 0
     # A window may be padding alone when a small grid is cut by a coarser level's layout; let it see itself, not NaN.
@@ -128,10 +148,11 @@ class MSALevel(nn.Module):
         tokens : Tensor of shape (B, ⌈X/2⌉, ⌈Y/2⌉, ⌈Z/2⌉, dim)
         """
         size = fmap.shape[2:]
-        odd = [n % 2 for n in size]
+        # Of an even map the convolution leaves out the voxels that are too many.
+        odd = [1, 1, 1] if symbolic(fmap) else [n % 2 for n in size]
         padded = F.pad(fmap, (0, odd[2], 0, odd[1], 0, odd[0])) if any(odd) else fmap
         grid = self.embed_norm(self.embed(padded).permute(0, 2, 3, 4, 1))  # (B, x, y, z, dim)
-        shape: Shape = tuple(grid.shape[1:4])  # type: ignore[assignment]
+        shape: Shape = tuple(grid.shape[1:4])
         window, count = window_layout(shape, self.window)
         tokens = to_windows(grid, window, count)  # (B * windows, w, dim)
         position, mask = window_constants(grid, window, count)
@@ -140,7 +161,7 @@ class MSALevel(nn.Module):
         tokens = tokens + self.drop(self.intra(queries, queries, normed, mask))
 
         if coarse is not None:
-            half: Shape = tuple(w // 2 for w in window)  # type: ignore[assignment]
+            half = window[0] // 2, window[1] // 2, window[2] // 2
             above = self.coarse_norm(to_windows(coarse, half, count))  # (B * windows, w / 8, dim)
             where, mask = window_constants(coarse, half, count)
             attended = self.inter(self.inter_norm(tokens) + position, above + where, above, mask)
@@ -148,7 +169,7 @@ class MSALevel(nn.Module):
 
         tokens = tokens + self.drop(self.mlp(self.mlp_norm(tokens)))
         grid = from_windows(tokens, window, count, shape)
-        fine = self.unembed(self.out_norm(grid).permute(0, 4, 1, 2, 3))[:, :, : size[0], : size[1], : size[2]]
+        fine = cut(self.unembed(self.out_norm(grid).permute(0, 4, 1, 2, 3)), size, first=2)
         return fmap + fine, grid
 
 
@@ -166,6 +187,8 @@ class MSAEncoder(nn.Module):
         Attention heads; hidden width of the MLPs.
     dropout : float
         Dropout in training.
+    checkpointing : bool
+        In training keep only each level's input and compute the rest again for the gradient: less memory, more time.
     """
 
     def __init__(
@@ -176,8 +199,10 @@ class MSAEncoder(nn.Module):
         heads: int = 6,
         hidden: int = 192,
         dropout: float = 0.0,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.levels = nn.ModuleList(
             MSALevel(dim, heads, hidden, window, has_coarser=i + 1 < len(windows), dropout=dropout)
             for i, window in enumerate(windows)
@@ -188,6 +213,6 @@ class MSAEncoder(nn.Module):
         refined: list[Tensor] = []
         coarse = None
         for level, fmap in zip(reversed(self.levels), reversed(list(maps)), strict=True):
-            fine, coarse = level(fmap, coarse)
+            fine, coarse = run(level, fmap, coarse, again=self.checkpointing and self.training)
             refined.insert(0, fine)
         return refined

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from organdetr_monai.boxes import inverse_sigmoid
+from organdetr_monai.networks.decoder import DeformableDecoder
 
 
 class OrganDETR(nn.Module):
@@ -20,7 +21,7 @@ class OrganDETR(nn.Module):
         Image (B, 1, X, Y, Z) to a list of maps (B, dim, …), finest first.
     encoder : nn.Module or None
         Maps to maps of the same shapes; None leaves them as they are.
-    decoder : nn.Module
+    decoder : DeformableDecoder
         ``decoder(maps, content, reference)`` to a list of ``{"logits", "boxes"}``, one for each layer; has ``dim``.
     segmentation : nn.Module or None
         Maps to a list of logits; called while training only.
@@ -35,7 +36,7 @@ class OrganDETR(nn.Module):
         self,
         backbone: nn.Module,
         encoder: nn.Module | None,
-        decoder: nn.Module,
+        decoder: DeformableDecoder,
         segmentation: nn.Module | None = None,
         *,
         num_queries: int = 100,

@@ -18,5 +18,6 @@ class PointwiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, X, Y, Z) to (B, out_channels, X, Y, Z)."""
+        assert self.bias is not None
         weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)  # (B, out, in), a view
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])

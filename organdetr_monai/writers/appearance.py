@@ -19,7 +19,8 @@ def color_of(organ_id: int) -> tuple[float, float, float]:
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     white = max(_LUMINANCE - luminance, 0.0) / (1.0 - luminance)  # pure blue and red are too dark to read
-    return tuple(channel + white * (1.0 - channel) for channel in (red, green, blue))
+    red, green, blue = (channel + white * (1.0 - channel) for channel in (red, green, blue))
+    return red, green, blue
 
 
 def title_of(organ: str) -> str:

@@ -26,7 +26,8 @@ def crop_slices(entry: OrganDetection, detections: Detections, *, margin: float)
     # A margin of whole voxels must not take one more for a rounding error.
     start = np.maximum(np.floor(box[0] - reach + 1e-6), 0).astype(int)
     stop = np.minimum(np.ceil(box[1] + reach - 1e-6), detections.shape).astype(int)
-    return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    return x, y, z
 
 
 def write_crops(

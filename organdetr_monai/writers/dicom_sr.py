@@ -1,6 +1,6 @@
 """DICOM structured report (TID 1500) with a box for each organ, for scans that came as a DICOM series.
 
-Needs ``highdicom`` (0.28 was tried; pure Python over pydicom), which the package's ``dicom`` extra brings.
+Needs ``highdicom`` (0.28 was tried; pure Python over pydicom), which the package's ``dicom-sr`` extra brings.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _group(hd: Any, entry: OrganDetection, algorithm: Any, frame: str, series: A
     }
     if entry.score is not None:
         common["measurements"] = [hd.sr.Measurement(name=score, value=entry.score, unit=codes.UCUM.NoUnits)]
-    if not present:
+    if entry.box is None:
         return hd.sr.MeasurementsAndQualitativeEvaluations(**common)
     surface = hd.sr.VolumeSurface(
         graphic_type=hd.sr.GraphicTypeValues3D.POLYGON,

@@ -16,6 +16,7 @@ from organdetr_monai.writers.views import FlatBox, View, standard_views
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.figure import Figure
 
 __all__ = ["write_preview"]
@@ -28,11 +29,7 @@ _PAPER, _INK, _DIM = "#101010", "#f0f0f0", "#9a9a9a"
 
 
 def write_preview(
-    detections: Detections,
-    image: np.ndarray,
-    path: str | os.PathLike,
-    *,
-    window: tuple[float, float] = (-160.0, 240.0),
+    detections: Detections, image: np.ndarray, path: str | os.PathLike, *, window: tuple[float, float] = (-160.0, 240.0)
 ) -> None:
     """Draw the scan and its boxes.
 
@@ -71,14 +68,14 @@ def write_preview(
     width = sum(view.width for view in views) * scale + _LEGEND_WIDTH + 5 * _GAP
     height = content + _TOP + _BOTTOM
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=_PAPER)
-    FigureCanvasAgg(figure)
+    renderer = FigureCanvasAgg(figure).get_renderer()
     left = _GAP
     labelled = _labelled_boxes(views)
     for view in views:
         w, h = view.width * scale, view.height * scale
         axes = figure.add_axes((left / width, 1 - (_TOP + h) / height, w / width, h / height))
         _draw_view(axes, view, window)
-        _draw_labels(figure, axes, view, labelled[view.name])
+        _draw_labels(renderer, axes, view, labelled[view.name])
         left += w + _GAP
     _draw_legend(figure, detections, left + _GAP, width, height, content)
     _draw_title(figure, detections, width, height)
@@ -104,11 +101,11 @@ def _draw_view(axes: Axes, view: View, window: tuple[float, float]) -> None:
         style = {"linewidth": 1.5} if box.is_cut else {"linewidth": 0.8, "linestyle": (0, (4, 3)), "alpha": 0.75}
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color_of(box.entry.id), **style))
     axes.set_title(f"{view.name}, slice {view.index + 1} of {view.count}", color=_INK, fontsize=8, pad=3)
-    place = {"color": "#ffe066", "fontsize": 11, "fontweight": "bold", "transform": axes.transAxes, "zorder": 6}
-    spots = ((0.012, 0.5, "left", "center"), (0.5, 0.988, "center", "top"))
-    spots += ((0.988, 0.5, "right", "center"), (0.5, 0.012, "center", "bottom"))
-    for letter, (x, y, across, along) in zip(view.marks, spots, strict=True):
-        axes.text(x, y, letter, ha=across, va=along, **place)
+    font = {"color": "#ffe066", "fontsize": 11, "fontweight": "bold", "transform": axes.transAxes, "zorder": 6}
+    places = ((0.012, 0.5), (0.5, 0.988), (0.988, 0.5), (0.5, 0.012))
+    aligned = (("left", "center"), ("center", "top"), ("right", "center"), ("center", "bottom"))
+    for letter, (x, y), (across, along) in zip(view.marks, places, aligned, strict=True):
+        axes.text(x, y, letter, {**font, "ha": across, "va": along})
     _draw_scale(axes, view)
 
 
@@ -134,9 +131,8 @@ def _labelled_boxes(views: tuple[View, ...]) -> dict[str, list[FlatBox]]:
     return chosen
 
 
-def _draw_labels(figure: Figure, axes: Axes, view: View, boxes: list[FlatBox]) -> None:
+def _draw_labels(renderer: RendererAgg, axes: Axes, view: View, boxes: list[FlatBox]) -> None:
     """Names and scores at the boxes, small boxes first, each where it covers least of what is written already."""
-    renderer = figure.canvas.get_renderer()
     mm_per_pixel = view.width / axes.get_window_extent(renderer).width
     taken = []  # (x0, y0, x1, y1) in mm
     for x, y in ((0, 0.5), (0.5, 0), (1, 0.5), (0.5, 1)):  # the letters, then the scale

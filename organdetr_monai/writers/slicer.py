@@ -8,6 +8,7 @@ from typing import Any
 
 from organdetr_monai.detections import Detections, OrganDetection
 from organdetr_monai.files import replacing
+from organdetr_monai.geometry import OrientedBox
 from organdetr_monai.writers.appearance import color_of
 
 __all__ = ["markups", "write_slicer"]
@@ -21,7 +22,10 @@ _SCHEMA = (
 
 def markups(detections: Detections) -> dict[str, Any]:
     """The markups document: ROIs in LPS mm, oriented, named by organ, locked. Absent organs have none."""
-    return {"@schema": _SCHEMA, "markups": [_roi(entry) for entry in detections.present]}
+    return {
+        "@schema": _SCHEMA,
+        "markups": [_roi(entry, entry.box) for entry in detections.organs if entry.box is not None],
+    }
 
 
 def write_slicer(detections: Detections, path: str | os.PathLike) -> None:
@@ -30,11 +34,11 @@ def write_slicer(detections: Detections, path: str | os.PathLike) -> None:
         draft.write_text(json.dumps(markups(detections), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _roi(entry: OrganDetection) -> dict[str, Any]:
+def _roi(entry: OrganDetection, box: OrientedBox) -> dict[str, Any]:
     # Columns of the orientation are the box's axes; turning the first two round leaves the box as it is, and makes
     # the axes of a straight one Slicer's own (RAS), which it then draws and names as users know them.
-    orientation = (entry.box.orientation * (-1.0, -1.0, 1.0) + 0.0).reshape(-1).tolist()
-    center = entry.box.center.tolist()
+    orientation = (box.orientation * (-1.0, -1.0, 1.0) + 0.0).reshape(-1).tolist()
+    center = box.center.tolist()
     color = list(color_of(entry.id))
     note = f"score {entry.score:.3f}"
     if entry.truncated:
@@ -51,7 +55,7 @@ def _roi(entry: OrganDetection) -> dict[str, Any]:
         "roiType": "Box",
         "center": center,
         "orientation": orientation,
-        "size": entry.box.size.tolist(),
+        "size": box.size.tolist(),
         "insideOut": False,
         "controlPoints": [
             {

@@ -66,7 +66,7 @@ def _row(case: str, detections: Detections, entry: OrganDetection) -> dict[str, 
         "score": "" if entry.score is None else entry.score,
         "truncated": ";".join(entry.truncated),
     }
-    if entry.box is not None:
+    if entry.box is not None and entry.box_voxel is not None:
         columns = COLUMNS[COLUMNS.index("center_x_mm") : COLUMNS.index("error")]
         box = entry.box
         values = [*box.center, *box.size, *box.min, *box.max, *entry.box_voxel]

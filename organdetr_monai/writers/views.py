@@ -56,7 +56,7 @@ class View:
     boxes: tuple[FlatBox, ...]
 
 
-def standard_views(detections: Detections, image: np.ndarray) -> tuple[View, View, View]:
+def standard_views(detections: Detections, image: np.ndarray) -> tuple[View, ...]:
     """Axial, coronal and sagittal slice, each where it cuts most boxes.
 
     Parameters
@@ -113,7 +113,7 @@ def _field(boxes: np.ndarray, pictures: list[np.ndarray], shape: np.ndarray) -> 
     for (_, _, right, vertical, up), pixels in zip(_PLANES, pictures, strict=True):
         body = pixels > _AIR
         seen[right] |= body.any(axis=0)
-        seen[vertical] |= body.any(axis=1)[:: -1 if up else 1]
+        seen[vertical] |= body[:: -1 if up else 1].any(axis=1)
     low, high = np.zeros(3, dtype=int), np.array(shape, dtype=int)
     for axis in range(3):
         starts = [*np.flatnonzero(seen[axis])[:1], *np.floor(boxes[:, 0, axis])]

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from organdetr_monai.data.datalist import check_disjoint, datalist_from_images, load_datalist
+from organdetr_monai.data.datalist import check_annotated, check_disjoint, datalist_from_images, load_datalist
 from organdetr_monai.data.headers import read_grid
 from organdetr_monai.errors import InputError
 
@@ -195,3 +195,12 @@ def test_openkbp_is_partially_annotated():
     assert (len(train), len(val)) == (136, 29)
     check_disjoint(train, val)
     assert train[0]["annotated"] == [1, 2] and train[0]["truncated"] == ["spinal_cord"]
+
+
+def test_an_organ_that_nobody_annotates_is_refused_with_the_name_that_was_meant():
+    train = [{"annotated": [1]}, {"annotated": [1, 3]}]
+    check_annotated(train, ["liver"])
+    with pytest.raises(InputError, match=r"annotates spleeen\..*Did you mean spleen\?"):
+        check_annotated(train, ["liver", "spleeen", "pancreas"])
+    with pytest.raises(InputError, match=r"annotates spleen\.(?!.*mean)"):
+        check_annotated(train, ["liver", "spleen", "pancreas"])

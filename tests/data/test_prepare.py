@@ -12,6 +12,7 @@ import pytest
 
 from organdetr_monai.data.datalist import load_datalist
 from organdetr_monai.data.sets.base import Case
+from organdetr_monai.data.sets.masks import CaseError, check_image
 from organdetr_monai.data.splits import assign_splits
 from organdetr_monai.errors import InputError
 from organdetr_monai.organs import SETS
@@ -90,6 +91,15 @@ def test_bad_cases_are_named_and_stop_nothing(workers, tmp_path):
     for name, reason in report.skipped:
         assert expected[name] in reason, (name, reason)
     assert content["skipped"] == [{"name": name, "reason": reason} for name, reason in report.skipped]
+
+
+def test_an_image_without_its_last_byte_is_not_whole(tmp_path):
+    path = tmp_path / "scan.nii"
+    nib.save(nib.Nifti1Image(np.ones((6, 5, 4), np.int16), np.eye(4)), path)
+    check_image(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CaseError, match="ends before its last voxel"):
+        check_image(path)
 
 
 def test_no_usable_case_is_an_error(tmp_path):

@@ -14,12 +14,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import map_coordinates
 
 from organdetr_monai.data.readers import LoadScand
-from organdetr_monai.data.transforms import (
-    BlockAveraged,
-    CheckImaged,
-    CropBodyd,
-    WorkingSpacingd,
-)
+from organdetr_monai.data.transforms import BlockAveraged, CheckImaged, CropBodyd, WorkingSpacingd
 from organdetr_monai.data.truth import MapLabelsd, TruthBoxesd
 from organdetr_monai.errors import InputError
 from organdetr_monai.geometry import box_to_oriented, transform_boxes

@@ -156,15 +156,13 @@ def parse_labels(labels: Mapping, where: str) -> dict[str, tuple[int, ...]]:
         organ = organ_name(name)
         values[organ] = values.get(organ, ()) + ids
     owner: dict[int, str] = {}
+    remedy = "Give a label map in which each positive value belongs to one organ."
     for organ, ids in values.items():
         for number in ids:
-            if owner.setdefault(number, organ) != organ or number <= 0:
-                raise InputError(
-                    f"{where}: label value {number} stands for {owner[number]} and {organ}."
-                    if number > 0
-                    else f"{where}: label value {number} of {organ} is not positive.",
-                    "Give a label map in which each positive value belongs to one organ.",
-                )
+            if number <= 0:
+                raise InputError(f"{where}: label value {number} of {organ} is not positive.", remedy)
+            if owner.setdefault(number, organ) != organ:
+                raise InputError(f"{where}: label value {number} stands for {owner[number]} and {organ}.", remedy)
     if not values:
         raise InputError(f"{where} names no organ.", 'Write {"liver": 1, "spleen": 2}.')
     return dict(sorted(values.items(), key=lambda item: min(item[1])))

@@ -22,6 +22,6 @@ def read(source: Path, label_map: Mapping | None = None) -> Listing:
     except (KeyError, TypeError):
         raise InputError(f"{where} has no list of training pairs.", "Give a Decathlon task as unpacked.") from None
     cases = [Case(stem(image), image, label) for image, label in sorted(pairs)]
-    cases = require_cases(cases, source, "pairs under 'training' in dataset.json")
+    found = require_cases(cases, source, "pairs under 'training' in dataset.json")
     notes = (f"{len(content['test'])} test scans left out: they have no labels.",) if content.get("test") else ()
-    return Listing(tuple(ids), cases, ids=ids, complete=complete, notes=notes)
+    return Listing(tuple(ids), found, ids=ids, complete=complete, notes=notes)

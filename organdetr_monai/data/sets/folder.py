@@ -19,7 +19,8 @@ def read(source: Path, label_map: Mapping | None = None) -> Listing:
     where = next((source / name for name in _MAPS if (source / name).is_file()), None)
     if label_map is None and where is None:
         raise InputError(f"No label map for {source}.", f"Give one, or put {_MAPS[0]} there.")
-    ids, complete = read_label_map(label_map, read_json(where) if label_map is None else {}, str(where))
+    content = {} if label_map is not None or where is None else read_json(where)
+    ids, complete = read_label_map(label_map, content, str(where))
     scans = {_plain(path, ("_0000", "_ct", "_image")): path for path in volumes(images)}
     masks = {_plain(path, ("_label", "_labels", "_seg", "_mask")): path for path in volumes(labels)}
     cases = [

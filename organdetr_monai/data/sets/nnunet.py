@@ -26,8 +26,8 @@ def read(source: Path, label_map: Mapping | None = None) -> Listing:
         if (source / "labelsTs").is_dir():
             cases = [Case(case.name, case.image, case.label, split="train") for case in cases]
             cases += _folder(source, "imagesTs", "labelsTs", ending, channel, "test")
-    cases = require_cases(cases, source, f"imagesTr/*_{channel:04d}{ending} and labelsTr/*{ending}")
-    return Listing(tuple(ids), cases, ids=ids, complete=complete)
+    found = require_cases(cases, source, f"imagesTr/*_{channel:04d}{ending} and labelsTr/*{ending}")
+    return Listing(tuple(ids), found, ids=ids, complete=complete)
 
 
 def _ct_channel(channels: Mapping, where: Path) -> int:

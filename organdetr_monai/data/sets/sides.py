@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from organdetr_monai.data.headers import load_nifti
+
 _APART = 40.0  # mm between the centres of two kidneys, sideways; the pieces of one lie closer, those of two far wider
 _SMALLEST = 0.05  # share of the larger organ's volume that a shrunken fellow still has; less is a stray piece
 _NEAR_MIDLINE = 20.0  # mm; a single piece centred there is a horseshoe, any single kidney lies further out
@@ -63,9 +65,7 @@ def _bounds(mask: np.ndarray) -> tuple[list[int], list[int]]:
 
 def body_midline(image: Path, stride: int = 4) -> float:
     """Midline of the body in a CT: mean x in RAS+ mm of what is denser than lung, over every `stride`-th voxel."""
-    import nibabel as nib
-
-    scan = nib.load(image)
+    scan = load_nifti(image)
     values = np.asarray(scan.dataobj)[::stride, ::stride, ::stride]
     axes = (scan.affine[0, axis] * stride * np.arange(size) for axis, size in enumerate(values.shape))
     x = sum(np.ix_(*axes)) + scan.affine[0, 3]

@@ -21,16 +21,12 @@ _IDS = {
     "small_bowel": (11,),
     "urinary_bladder": (14,),
 }
-_FOLDERS = {
-    "train": ("imagesTr", "labelsTr"),
-    "val": ("imagesVal", "labelsVal"),
-    "test": ("imagesTs", "labelsTs"),
-}
+_FOLDERS = {"train": ("imagesTr", "labelsTr"), "val": ("imagesVal", "labelsVal"), "test": ("imagesTs", "labelsTs")}
 
 
 def read(source: Path, label_map: Mapping | None = None) -> Listing:
     """List the set with its own splits."""
     source = descend(source, "imagesTr")
     cases, notes = split_folders(source, _FOLDERS)
-    cases = require_cases(cases, source, "imagesTr and labelsTr of word_0002.nii.gz")
-    return Listing(SETS["word"].organs, cases, ids=_IDS, notes=notes)
+    found = require_cases(cases, source, "imagesTr and labelsTr of word_0002.nii.gz")
+    return Listing(SETS["word"].organs, found, ids=_IDS, notes=notes)
