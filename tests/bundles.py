@@ -32,6 +32,11 @@ TINY = {
 }
 
 
+def arguments(options: dict[str, Any]) -> list[str]:
+    """Options of a config as the command line takes them."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
+
+
 def make_bundle(folder: Path, *, weights: bool = True, **changes: Any) -> Path:
     """Write ``configs/inference.json`` and ``models/model.pt`` of a small network."""
     parser = ConfigParser(json.loads(CONFIG.read_text(encoding="utf-8")))

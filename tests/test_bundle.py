@@ -21,7 +21,7 @@ from organdetr_monai.data.prepare import prepare
 from organdetr_monai.detections import Detections
 from organdetr_monai.errors import input_error
 from organdetr_monai.organs import SETS, channel_def
-from tests.bundles import SMALL
+from tests.bundles import SMALL, arguments
 from tests.data import trees
 
 ROOT = Path(__file__).parents[1]
@@ -103,9 +103,7 @@ def test_killed_run_goes_on_from_any_folder(phantoms, tmp_path):
     out = tmp_path / "out"
     options = overrides(phantoms, out, max_epochs=40, val_interval=50)
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
-    command += [
-        f"--{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in options.items()
-    ]
+    command += arguments(options)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -210,6 +208,7 @@ def test_every_delta_changes_the_base_and_still_trains(delta, phantoms, tmp_path
     terms = loss(network(torch.rand(1, 1, 32, 32, 32)), make_targets([3], num_classes=organs, shape=(32, 32, 32)))
     terms["loss"].backward()
     assert terms["loss"].isfinite()
+    assert all(p.grad is not None for p in network.parameters()), "many GPUs would wait for its gradient"
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,9 @@ def test_step_moves_every_parameter_and_reports_every_term(small_network, amp):
     engine.run()
     assert [n for n, p in network.named_parameters() if torch.equal(p, before[n])] == []
     terms = {"loss", "class", "l1", "giou", "class_aux", "l1_aux", "giou_aux", "segmentation", "grad_norm"}
-    assert set(engine.state.output) == terms
-    assert all(v.isfinite() and not v.requires_grad for v in engine.state.output.values())
+    (output,) = engine.state.output
+    assert set(output) == terms
+    assert all(v.isfinite() and not v.requires_grad for v in output.values())
 
 
 def test_gradient_is_clipped_after_unscaling(small_network):
