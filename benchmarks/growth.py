@@ -1,4 +1,4 @@
-"""Cost against the size of the volume, the number of queries and of organs; draws ``docs/images/growth.png``."""
+"""Cost against the size of the volume, the number of queries and of organs; with a file name it also draws them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from build import network, targets, training_step
-from measure import ROOT, table, timed
+from measure import table, timed
 
 SERIES = {
     "volume, million voxels": [(x, y, 96, 100, 12) for x, y in ((48, 64), (96, 64), (96, 128), (160, 160), (224, 224))],
@@ -27,8 +27,8 @@ def cost(x: int, y: int, z: int, queries: int, organs: int) -> tuple[float, floa
         return timed(lambda: net(image), repeat=5)[1], step
 
 
-def rows(picture: Path = ROOT / "docs/images/growth.png") -> str:
-    """The table; and the picture."""
+def rows(picture: Path | None = None) -> str:
+    """The table; and the picture, if it is to be."""
     from matplotlib.figure import Figure
 
     torch.set_num_threads(2)
@@ -47,7 +47,8 @@ def rows(picture: Path = ROOT / "docs/images/growth.png") -> str:
             axes.plot(at, costs[:, column], "o-", label=label)
         axes.set(xlabel=name, ylabel="CPU-seconds", ylim=(0, None), xlim=(0, None))
         axes.legend()
-    figure.savefig(picture, dpi=110)
+    if picture is not None:
+        figure.savefig(picture, dpi=110)
     header = ["against", "", "from, to", "times", "CPU-s, first", "CPU-s, last", "times", "R² of a line"]
     return table("Growth, default network, float32, batch 1", header, out)
 

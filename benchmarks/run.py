@@ -1,4 +1,7 @@
-"""All benchmarks: ``python benchmarks/run.py [NAME ...]``, by default all; prints Markdown tables."""
+"""All benchmarks: ``python benchmarks/run.py [NAME ...]``, by default all; prints Markdown tables.
+
+``python benchmarks/growth.py PICTURE`` also draws the growth.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import time
 
 import torch
 from measure import ROOT, machine
+
+from organdetr_monai.networks import compiled
 
 NAMES = ("network", "parts", "deformable", "matching", "metrics", "data", "detect", "growth", "gpu")
 
@@ -19,7 +24,8 @@ def main(names: list[str]) -> int:
         print(f"no benchmark is called {sorted(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
     torch.set_num_threads(2)
-    print(machine(), flush=True)
+    way = "C" if compiled.library() is not None else "embedding_bag"  # compiled now, not in the middle of a measurement
+    print(f"{machine()}; deformable sampling by {way}", flush=True)
     failed = []
     for name in names or NAMES:
         start = time.perf_counter()

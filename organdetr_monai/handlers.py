@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -30,14 +32,27 @@ def scalars(output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str
 
 
 class LossBar(ProgressBar):
-    """Progress bar over the steps of an epoch, with every loss term."""
+    """Progress bar over the steps of an epoch, with every loss term.
+
+    It moves twice a second on a terminal, every ten seconds in a log file, and at the end of each epoch: reading the
+    terms makes the host wait for a GPU, which should not happen at every step.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(persist=True, desc="epoch", **options)
+        self.every = 0.5 if sys.stderr.isatty() else 10.0
+        self.shown = float("-inf")
 
     def attach(self, engine: Engine) -> None:  # type: ignore[override]  # fewer: how each term is shown is fixed here
         """Attach to a trainer; MONAI attaches handlers without further arguments."""
-        super().attach(engine, output_transform=scalars)
+        super().attach(engine, output_transform=scalars, event_name=Events.ITERATION_COMPLETED(event_filter=self._due))
+
+    def _due(self, engine: Engine, iteration: int) -> bool:
+        now, last = time.monotonic(), iteration % (engine.state.epoch_length or 1) == 0
+        if not last and now - self.shown < self.every:
+            return False
+        self.shown = now
+        return True
 
 
 class MetricReport:

@@ -116,7 +116,7 @@ class DetectionLoss(nn.Module):
         organs = torch.zeros((), device=segmented.device)
         if masks is not None:
             organs = shown_organs(masks, segmented).sum().float()
-        own = torch.tensor([images, *positives], dtype=torch.float32, device=segmented.device)
+        own = torch.tensor([images, *positives], dtype=torch.float32).to(segmented.device, non_blocking=True)
         mean_images, *mean_positives, mean_organs = self.average(torch.cat([own, organs[None]])).unbind()
         return Counts(mean_images, mean_positives, mean_organs)
 
@@ -137,7 +137,7 @@ class DetectionLoss(nn.Module):
         logits, boxes = layer["logits"], layer["boxes"].float()
         labels = torch.cat([t["labels"] for t in targets])
         truth = torch.cat([t["boxes"] for t in targets]).float()
-        first = torch.tensor([0, *(len(t["labels"]) for t in targets)], device=boxes.device).cumsum(0)
+        first = torch.tensor([0, *(len(t["labels"]) for t in targets)]).cumsum(0).to(boxes.device, non_blocking=True)
         flat = first[matches.image] + matches.organ  # row of each match among all organs of the batch
         wanted = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
         wanted[matches.image, matches.query] = labels[flat]

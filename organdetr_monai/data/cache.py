@@ -33,7 +33,7 @@ class SampleDataset(CacheDataset):
         Each process of a run of several prepares its part of the cases and leaves them in files, which all processes of
         the machine map into their memory: a shuffled epoch brings every case to every process, and each would else
         prepare and keep all of them. The files lie in the folder for temporary files (``TMPDIR``) and have lost their
-        names before training starts, so that nothing is left of them, however the processes end.
+        names before training starts: nothing is left of a run that ends later, however it ends.
     **options
         Of ``CacheDataset``.
     """

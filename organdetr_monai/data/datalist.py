@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -94,16 +95,27 @@ def check_disjoint(train: Iterable[Mapping[str, Any]], val: Iterable[Mapping[str
 
 
 def check_annotated(train: Iterable[Mapping[str, Any]], organs: Sequence[str]) -> None:
-    """Raise :class:`InputError` for an organ that no training case annotates: it could not be learned."""
-    known = {organ_id for item in train for organ_id in item["annotated"]}
-    unknown = [organ for k, organ in enumerate(organs, start=1) if k not in known]
+    """Refuse an organ that no training case annotates and nobody knows: its name is misspelt.
+
+    A known organ, such as one of a public set of which only a part was downloaded, is a warning: it cannot be learned.
+
+    Raises
+    ------
+    InputError
+        For a name that neither the cases nor the registry have.
+    """
+    annotated = {organ_id for item in train for organ_id in item["annotated"]}
+    missing = [organ for k, organ in enumerate(organs, start=1) if k not in annotated]
+    unknown = [organ for organ in missing if organ not in ORGANS]
     if unknown:
         close = [name for organ in unknown for name in difflib.get_close_matches(organ, ORGANS, n=1)]
         raise InputError(
             f"No training case annotates {', '.join(unknown)}.",
-            "Correct the organ's name in organs or in the datalist, or leave it out of organs."
-            + (f" Did you mean {', '.join(close)}?" if close and close != unknown else ""),
+            "Correct the name in organs or in the datalist, or leave it out of organs."
+            + (f" Did you mean {', '.join(close)}?" if close else ""),
         )
+    if missing:
+        warnings.warn(f"no training case annotates {', '.join(missing)}: the model cannot learn it", stacklevel=2)
 
 
 def datalist_from_images(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[dict[str, Any]]:

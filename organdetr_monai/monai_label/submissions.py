@@ -55,7 +55,7 @@ def case_of(submission: Submission, organs: Sequence[str]) -> dict[str, Any]:
     path = submission.label
     if is_rois(path):
         labels = {organs[k - 1]: k for k in read_rois(path, organs)}
-        seen = set(labels)
+        seen, values = set(labels), set()
     else:
         labels = _label_map(submission, organs)
         check_same_grid(read_grid(submission.image), read_grid(path), submission.image, path)
@@ -64,12 +64,15 @@ def case_of(submission: Submission, organs: Sequence[str]) -> dict[str, Any]:
         if not seen:
             meant = ", ".join(f"{organ} {value}" for organ, value in labels.items())
             raise InputError(f"{path} shows no organ of the model ({meant}).", "Check its values and label_info.")
+    # A value that neither an organ nor another structure of the mask has.
+    unused = int(max([len(organs), *labels.values(), *values])) + 1
     for name in submission.info.get("annotated", ()):
         number = organ_named([str(name)], organs)
         if number is None:
             raise InputError(f"{path}: annotated names {name!r}.", f"The model's organs are {', '.join(organs)}.")
         seen.add(organs[number - 1])
-        labels.setdefault(organs[number - 1], max([len(organs), *labels.values()]) + 1)  # looked for, and not there
+        labels.setdefault(organs[number - 1], unused)  # looked for, and not there
+        unused += 1
     return {
         "image": submission.image,
         "label": path,

@@ -33,36 +33,74 @@ class _Sizes(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in "SHCQLP")
 
 
-@functools.cache
+_found: dict[str, ctypes.CDLL | None] = {}  # what was found, once and for all
+
+
 def library(*, build: bool = True) -> ctypes.CDLL | None:
     """The compiled functions; None where they are switched off, or there is no compiler, or it fails.
 
     Without ``build`` also where they were not built before.
     """
-    if os.environ.get("ORGANDETR_COMPILE", "1") == "0" or not SOURCE.is_file():
-        return None
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    if "library" not in _found:
+        try:
+            path = _path()
+            if path is not None and not build and not path.is_file():
+                return None  # a later call may build it
+            _found["library"] = None if path is None else _load(path)
+        except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
+            detail = getattr(error, "stderr", None) or error
+            logger.warning("deformable attention runs in PyTorch, for %s does not compile: %s", SOURCE.name, detail)
+            _found["library"] = None
+    return _found["library"]
+
+
+@functools.cache
+def _path() -> Path | None:
+    """Where the compiled file is or will be, in the user's cache folder; None without a compiler."""
+    if os.environ.get("ORGANDETR_COMPILE", "1") == "0" or not hasattr(os, "getuid") or _compiler() is None:
         return None
     # The name holds what the code depends on: another source, or another processor, builds its own.
     key = "\n".join([SOURCE.read_text(), *FLAGS, platform.platform(), _processor()])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "organdetr_monai"
-    path = cache / f"deformable-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    try:
-        if not path.is_file():
-            if not build:
-                return None
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                built = Path(folder) / "deformable.so"
-                command = [compiler, *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-                built.replace(path)  # atomic: another process may be building the same
-        return ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        logger.warning("deformable attention runs in PyTorch: compiling %s failed (%s)", SOURCE.name, detail)
-        return None
+    return cache / f"deformable-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+
+
+def _compiler() -> str | None:
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """Load, after building if need be: also where the file that is there does not load."""
+    if path.is_file():
+        _check_own(path)
+        try:
+            return _open(path)
+        except (OSError, AttributeError):
+            path.unlink()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_own(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / "deformable.so"
+        command = [str(_compiler()), *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        built.chmod(0o700)
+        built.replace(path)  # atomic: another process may be building the same
+    return _open(path)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    found = ctypes.CDLL(str(path))
+    for name in ("sample_forward", "sample_backward"):
+        getattr(found, name).restype = None  # an AttributeError if it is another library
+    return found
+
+
+def _check_own(path: Path) -> None:
+    """What is loaded runs: nobody else may be able to write it, nor the folder it is in."""
+    for part in {path, path.parent} if path.is_file() else {path}:
+        info = part.stat()
+        if info.st_uid != os.getuid() or info.st_mode & 0o022:
+            raise OSError(f"{part} belongs to another user, or others may write to it")
 
 
 def _processor() -> str:
@@ -81,12 +119,18 @@ def sample_compiled(value: Tensor, shapes: Sequence[tuple[int, int, int]], point
 class _Call:
     """Sizes, and one call for each image and head on torch's number of threads; ctypes lets go of the interpreter."""
 
-    def __init__(self, value: Tensor, points: Tensor, shapes: Sequence[tuple[int, int, int]]) -> None:
+    def __init__(self, value: Tensor, points: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int, int]]) -> None:
         self.batch, length, self.heads, channels = value.shape
         self.sizes = _Sizes(length, self.heads, channels, points.shape[1], points.shape[3], points.shape[4])
         self.shapes = torch.tensor(shapes, dtype=torch.int64)
         count = self.shapes.prod(1)
         self.starts = count.cumsum(0) - count
+        # C believes what it is told: a wrong size would read and write elsewhere in memory.
+        if len(shapes) != points.shape[3] or int(count.sum()) != length:
+            raise ValueError(f"value has {length} rows on {points.shape[3]} levels, but the shapes are {list(shapes)}")
+        if points.shape[::2][:2] != (self.batch, self.heads) or weights.shape != points.shape[:-1]:
+            sizes = [tuple(t.shape) for t in (value, points, weights)]
+            raise ValueError(f"value, points and weights do not fit together: shapes {sizes}")
 
     def __call__(self, name: str, *tensors: Tensor) -> None:
         function = getattr(library(), name)
@@ -99,7 +143,7 @@ class _Call:
 
         parts = range(self.batch * self.heads)
         threads = min(torch.get_num_threads(), len(parts))
-        if threads == 1:
+        if threads <= 1:
             for part in parts:
                 one(part)
         else:
@@ -112,7 +156,7 @@ class _SampleCompiled(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, points: Tensor, weights: Tensor, shapes: Sequence) -> Tensor:
         ctx.dtypes = [t.dtype for t in (value, points, weights)]
         value, points, weights = (t.detach().float().contiguous() for t in (value, points, weights))
-        call = _Call(value, points, shapes)
+        call = _Call(value, points, weights, shapes)
         out = value.new_empty(points.shape[0], points.shape[1], value.shape[2] * value.shape[3])
         call("sample_forward", value, points, weights, out)
         ctx.save_for_backward(value, points, weights)

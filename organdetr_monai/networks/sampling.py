@@ -80,7 +80,7 @@ def _corners(points: Tensor, shapes: Sequence[Shape], length: int) -> tuple[Tens
     size : Tensor of shape (levels, 3)
     """
     batch, heads, device = points.shape[0], points.shape[2], points.device
-    size = torch.tensor(shapes, dtype=torch.float32, device=device)  # (levels, 3)
+    size = torch.tensor(shapes, dtype=torch.float32).to(device, non_blocking=True)  # (levels, 3); no wait for a GPU
     stride = torch.stack([size[:, 1] * size[:, 2], size[:, 2], torch.ones_like(size[:, 2])], -1)
     count = size.prod(-1).long()
     start = count.cumsum(0) - count

@@ -58,6 +58,13 @@ def test_annotated_organs_that_are_not_there_are_absent(submit):
         assert len(set(case["labels"].values())) == len(case["labels"])
 
 
+def test_another_structure_does_not_become_an_absent_organ(submit):
+    label = submit([1, 4], label_info=listed(liver=1, tumour=4), annotated=["spleen", "left kidney"])
+    labels = case_of(label, ORGANS)["labels"]
+    assert set(labels) == {"liver", "spleen", "kidney_left"} and labels["liver"] == 1
+    assert not {labels["spleen"], labels["kidney_left"]} & {1, 4} and labels["spleen"] != labels["kidney_left"]
+
+
 @pytest.mark.parametrize(
     ("label", "info", "message"),
     [

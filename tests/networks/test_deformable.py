@@ -66,22 +66,73 @@ def test_portable_way_serves_where_nothing_compiles(monkeypatch):
     assert called
 
 
-def test_a_compiler_that_fails_is_a_warning_not_an_error(monkeypatch, tmp_path, caplog):
-    broken = tmp_path / "deformable.c"
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """As in a new process of a user whose cache folder is empty."""
+    monkeypatch.setattr(compiled, "_found", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled._path.cache_clear()
+    yield tmp_path / "organdetr_monai"
+    compiled._path.cache_clear()
+
+
+needs_cc = pytest.mark.skipif(compiled._compiler() is None, reason="no C compiler here")
+
+
+@needs_cc
+def test_a_compiler_that_fails_is_a_warning_not_an_error(monkeypatch, fresh, caplog):
+    broken = fresh.parent / "deformable.c"
     broken.write_text("this is not C")
     monkeypatch.setattr(compiled, "SOURCE", broken)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    compiled.library.cache_clear()
-    try:
-        if any(map(compiled.shutil.which, ("cc", "gcc", "clang"))):
-            assert compiled.library() is None
-            assert "runs in PyTorch" in caplog.text
-            assert not list((tmp_path / "cache").rglob("*.so"))
-        monkeypatch.setenv("ORGANDETR_COMPILE", "0")
-        compiled.library.cache_clear()
+    assert compiled.library() is None
+    assert "runs in PyTorch" in caplog.text
+    assert not list(fresh.rglob("*.so"))
+
+
+def test_it_can_be_switched_off(monkeypatch, fresh):
+    monkeypatch.setenv("ORGANDETR_COMPILE", "0")
+    assert compiled.library() is None
+    assert not fresh.exists()
+
+
+@needs_cc
+def test_detection_uses_what_training_built_and_builds_nothing(fresh):
+    assert compiled.library(build=False) is None and not fresh.exists()
+    assert compiled.library() is not None
+    assert compiled.library(build=False) is not None
+
+
+@needs_cc
+def test_a_damaged_file_is_built_again(fresh):
+    path = compiled._path()
+    fresh.mkdir(mode=0o700)
+    path.write_bytes(b"")  # as a full disk leaves it
+    assert compiled.library() is not None
+    assert path.stat().st_size > 0
+
+
+@needs_cc
+def test_a_file_that_others_could_have_written_is_not_loaded(fresh, monkeypatch, caplog):
+    compiled.library()
+    (path,) = fresh.glob("*.so")
+    for part in (path, fresh):
+        before = part.stat().st_mode
+        part.chmod(0o777)
+        monkeypatch.setattr(compiled, "_found", {})
         assert compiled.library() is None
-    finally:
-        compiled.library.cache_clear()
+        assert "others may write" in caplog.text
+        part.chmod(before)
+
+
+@needs_cc
+def test_sizes_that_do_not_fit_are_refused_before_memory_is_touched():
+    value, where, weights = arguments()
+    for wrong in ([(6, 4, 9), *SHAPES[1:]], SHAPES[:2]):
+        with pytest.raises(ValueError, match="rows on 3 levels"):
+            sample_compiled(value, wrong, where, weights)
+    with pytest.raises(ValueError, match="do not fit together"):
+        sample_compiled(value, SHAPES, where, weights[:1])
+    assert sample_compiled(value, SHAPES, where[:, :0], weights[:, :0]).shape == (2, 0, 12)
 
 
 @pytest.mark.parametrize("sample", [sample_grid, sample_bag, sample_compiled])
