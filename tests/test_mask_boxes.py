@@ -14,10 +14,7 @@ from organdetr_monai.geometry import boxes_from_mask, remove_stray_voxels
 from tests.affines import flip_flags, orders
 
 small_masks = hnp.arrays(
-    np.uint8,
-    st.tuples(*[st.integers(1, 7)] * 3),
-    elements=st.integers(0, 5),
-    fill=st.integers(0, 5),
+    np.uint8, st.tuples(*[st.integers(1, 7)] * 3), elements=st.integers(0, 5), fill=st.integers(0, 5)
 )
 
 

@@ -344,10 +344,7 @@ def test_spacing_of_the_case_comes_first():
 
 def test_score_threshold_spares_ap():
     box = np.array([0.0, 0, 0, 10, 10, 10])
-    pairs = [
-        (prediction(box, [0.9], [1]), truth(box, [1])),
-        (prediction(box + 1, [0.2], [1]), truth(box, [1])),
-    ]
+    pairs = [(prediction(box, [0.9], [1]), truth(box, [1])), (prediction(box + 1, [0.2], [1]), truth(box, [1]))]
     result, strict = evaluate(pairs), evaluate(pairs, score_threshold=0.5)
     assert strict["mAP_coco"] == result["mAP_coco"] and strict["mAR"] == result["mAR"]
     assert (strict["num_found"], strict["recall50"], strict["within_20mm"], strict["mean_iou"]) == (1, 0.5, 0.5, 0.5)

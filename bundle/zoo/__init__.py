@@ -1,0 +1,1 @@
+"""What MONAI's model zoo asks of a bundle, one check for each demand."""
