@@ -36,7 +36,7 @@ QUICK: dict[str, Callable[[Path], None]] = {
     "code format": code_format.code_format,
     "uninstalled": uninstalled.uninstalled,
 }
-#: In this order: training makes the phantoms that the later ones take.
+#: In this order: training makes the phantoms that the later ones take, or else make themselves.
 CHECKS = QUICK | {
     "net in/out": network.net_in_out,
     "ckpt_export": network.ckpt_export,
