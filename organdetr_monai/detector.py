@@ -20,6 +20,7 @@ from organdetr_monai.data.readers import LoadScand
 from organdetr_monai.data.scans import Scan
 from organdetr_monai.detections import Detections, Model
 from organdetr_monai.errors import InputError, input_error
+from organdetr_monai.exported import FORMATS, build, load_exported
 from organdetr_monai.geometry import check_affine
 
 __all__ = ["OrganDetector"]
@@ -102,8 +103,8 @@ class OrganDetector:
         model : path, optional
             A bundle's folder (``configs/inference.json`` and ``models/model.pt``), or a checkpoint (``.pt``), which is
             read with the config of the bundle in whose ``models`` folder it lies, else with the default one, and with
-            what training wrote beside it: ``model.json`` (organs, grid) and ``thresholds.json``. The default is the
-            bundle of which this package is part.
+            what training wrote beside it: ``model.json`` (organs, grid) and ``thresholds.json``; or an exported model
+            (``.onnx``, ``.ts``), which holds all of this. The default is the bundle of which this package is part.
         device : str, optional
             ``"cpu"``, ``"cuda"``, ``"cuda:1"``. The config's choice where not given: a GPU if there is one.
         configs : sequence of path
@@ -114,26 +115,34 @@ class OrganDetector:
         InputError
             No bundle, no weights, weights of another architecture, an unusable config, no such device.
         """
-        root, checkpoint = _locate(model)
-        parser = _read_config(root, configs)
-        parser["bundle_root"] = str(root)
-        if checkpoint is not None:
-            parser["ckpt_path"] = str(checkpoint)
-            parser["thresholds_path"] = str(checkpoint.parent / "thresholds.json")  # the bundle's fit other weights
-        if device is not None:
-            parser["device"] = f"$torch.device({str(_check_device(device))!r})"
-        weights = Path(_parsed(parser, "ckpt_path"))
-        parser.update(load_settings(weights.with_suffix(".json")))
-        if not weights.is_file():
-            raise InputError(f"The bundle {root} has no weights: there is no {weights}.", _TRAIN)
+        if model is not None and Path(model).suffix in FORMATS:
+            return cls._of_exported(Path(model).expanduser(), device, configs)
+        parser = configured(model, device=device, configs=configs)
         return cls(
-            _parsed(parser, "network"),
-            _parsed(parser, "preprocessing"),
-            _parsed(parser, "inferer"),
-            _parsed(parser, "organs"),
-            model=_model_of(parser),
-            threshold=_parsed(parser, "thresholds") if "thresholds" in parser else 0.5,
-            device=_parsed(parser, "device"),
+            parsed(parser, "network"),
+            parsed(parser, "preprocessing"),
+            parsed(parser, "inferer"),
+            parsed(parser, "organs"),
+            model=model_of(parser),
+            threshold=parsed(parser, "thresholds") if "thresholds" in parser else 0.5,
+            device=parsed(parser, "device"),
+        )
+
+    @classmethod
+    def _of_exported(
+        cls, path: Path, device: torch.device | str | None, configs: Sequence[str | os.PathLike]
+    ) -> OrganDetector:
+        if configs:
+            raise InputError(f"{path} holds its settings itself.", "Give configs when it is exported.")
+        network, settings, where = load_exported(path, device=None if device is None else _check_device(device))
+        return cls(
+            network,
+            build(settings.preprocessing),
+            build(settings.inferer),
+            settings.organs,
+            model=settings.model,
+            threshold=settings.thresholds,
+            device=where,
         )
 
     def read(self, scan: ScanLike) -> MetaTensor:
@@ -196,6 +205,28 @@ class OrganDetector:
         )
 
 
+def configured(
+    model: str | os.PathLike | None,
+    *,
+    device: torch.device | str | None = None,
+    configs: Sequence[str | os.PathLike] = (),
+) -> ConfigParser:
+    """The config of a bundle or checkpoint, with what training wrote beside the weights; see `OrganDetector.load`."""
+    root, checkpoint = _locate(model)
+    parser = _read_config(root, configs)
+    parser["bundle_root"] = str(root)
+    if checkpoint is not None:
+        parser["ckpt_path"] = str(checkpoint)
+        parser["thresholds_path"] = str(checkpoint.parent / "thresholds.json")  # the bundle's fit other weights
+    if device is not None:
+        parser["device"] = f"$torch.device({str(_check_device(device))!r})"
+    weights = Path(parsed(parser, "ckpt_path"))
+    parser.update(load_settings(weights.with_suffix(".json")))
+    if not weights.is_file():
+        raise InputError(f"The bundle {root} has no weights: there is no {weights}.", _TRAIN)
+    return parser
+
+
 def _locate(model: str | os.PathLike | None) -> tuple[Path, Path | None]:
     """Bundle folder, and the checkpoint if one was named."""
     if model is None:
@@ -210,7 +241,7 @@ def _locate(model: str | os.PathLike | None) -> tuple[Path, Path | None]:
     if not path.is_file():
         raise InputError(f"The model {path} does not exist.", "Give a bundle's folder or a .pt file.")
     if path.suffix != ".pt":
-        raise InputError(f"{path} is neither a bundle's folder nor a .pt file.", "Give one of these.")
+        raise InputError(f"{path} is neither a bundle's folder nor a .pt, .onnx or .ts file.", "Give one of these.")
     owner = path.resolve().parents[1]
     if path.resolve().parent.name == "models" and (owner / _CONFIG).is_file():
         return owner, path
@@ -231,7 +262,8 @@ def _read_config(root: Path, deltas: Sequence[str | os.PathLike]) -> ConfigParse
     return parser
 
 
-def _parsed(parser: ConfigParser, key: str) -> Any:
+def parsed(parser: ConfigParser, key: str) -> Any:
+    """What a key of a config means; an `InputError` on the way comes out as itself."""
     if key not in parser:
         raise InputError(f"The config has no {key!r}.", f"Start from the {_CONFIG} of this project.")
     return _mended(parser.get_parsed_content, key)
@@ -250,11 +282,11 @@ def _mended(call: Callable, *args: Any) -> Any:
         raise InputError(found.what, found.remedy) from error
 
 
-def _model_of(parser: ConfigParser) -> Model:
+def model_of(parser: ConfigParser) -> Model:
     """What the config's `DetectionsSaver` writes into the results of ``python -m monai.bundle run``."""
     for i, handler in enumerate(parser.get("handlers") or []):
         if isinstance(handler, Mapping) and str(handler.get("_target_")).endswith(".DetectionsSaver"):
-            return Model(*(str(_parsed(parser, f"handlers::{i}::{key}")) for key in ("model_name", "model_version")))
+            return Model(*(str(parsed(parser, f"handlers::{i}::{key}")) for key in ("model_name", "model_version")))
     raise InputError("The config's handlers have no DetectionsSaver.", f"Start from the {_CONFIG} of this project.")
 
 

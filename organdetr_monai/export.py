@@ -113,25 +113,23 @@ def sample_gather(value: Tensor, shapes: Sequence[Sequence[int]], points: Tensor
     ``embedding_bag`` becomes a loop in ONNX.
     """
     batch, length, heads, channels = value.shape
-    rows, shares, start = [], [], 0
-    for level, (nx, ny, nz) in enumerate(shapes):
-        sides, near = [], []
-        for axis, n in enumerate((nx, ny, nz)):
-            at = points[:, :, :, level, :, axis].float() * n - 0.5  # in voxel indices
-            low = at.floor()
-            ends = torch.stack([low, low + 1], -1)  # (B, Q, heads, P, 2)
-            inside = ends.clamp(min=0).clamp(max=n - 1)  # in float: a point far away must not overflow the index
-            sides.append(torch.stack([1 - (at - low), at - low], -1) * (inside == ends))
-            near.append(inside.long())
-        x, y, z = near
-        row = (x[..., :, None, None] * ny + y[..., None, :, None]) * nz + z[..., None, None, :]
-        rows.append((row + start).flatten(3))  # (B, Q, heads, P * 8)
-        x, y, z = sides
-        share = x[..., :, None, None] * y[..., None, :, None] * z[..., None, None, :]
-        shares.append((share * weights[:, :, :, level, :, None, None, None]).flatten(3))
-        start = start + nx * ny * nz
-    image = torch.arange(batch, device=value.device)[:, None, None, None] * length
-    head = torch.arange(heads, device=value.device)[:, None]
-    row = (torch.cat(rows, -1) + image) * heads + head  # of value as (B * S * heads, C)
+    one = torch.ones((), dtype=torch.int64, device=value.device)  # times a size: a tensor, also where sizes are symbols
+    size = torch.stack([torch.stack([one * n for n in shape]) for shape in shapes])  # (levels, 3)
+    count = size.prod(-1)
+    start = count.cumsum(0) - count
+    at = points.float() * size[:, None] - 0.5  # in voxel indices
+    low = at.floor()
+    ends = torch.stack([low, low + 1], -1)  # (B, Q, heads, levels, P, 3, 2)
+    # Clamped in float: a point far away must not overflow the index.
+    near = ends.clamp(min=0).minimum((size - 1)[:, None, :, None].float())
+    share = torch.stack([1 - (at - low), at - low], -1) * (near == ends)
+    x, y, z = near.long().unbind(-2)
+    ny, nz = size[:, 1].view(-1, 1, 1, 1, 1), size[:, 2].view(-1, 1, 1, 1, 1)
+    row = (x[..., :, None, None] * ny + y[..., None, :, None]) * nz + z[..., None, None, :] + start.view(-1, 1, 1, 1, 1)
+    image = torch.arange(batch, device=value.device).view(-1, 1, 1, 1) * length
+    head = torch.arange(heads, device=value.device).view(-1, 1)
+    row = (row.flatten(3) + image) * heads + head  # (B, Q, heads, levels * P * 8), of value as (B * S * heads, C)
+    x, y, z = share.unbind(-2)
+    share = x[..., :, None, None] * y[..., None, :, None] * z[..., None, None, :] * weights[..., None, None, None]
     found = F.embedding(row, value.reshape(-1, channels))  # (B, Q, heads, levels * P * 8, C)
-    return (torch.cat(shares, -1).to(value.dtype)[..., None, :] @ found).flatten(2)
+    return (share.flatten(3).to(value.dtype)[..., None, :] @ found).flatten(2)
