@@ -14,7 +14,7 @@ from measure import ROOT, machine
 
 from organdetr_monai.networks import compiled
 
-NAMES = ("network", "parts", "deformable", "matching", "metrics", "data", "detect", "growth", "gpu")
+NAMES = ("network", "parts", "deformable", "matching", "metrics", "data", "detect", "growth", "exports", "gpu")
 
 
 def main(names: list[str]) -> int:

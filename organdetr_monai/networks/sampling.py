@@ -46,7 +46,7 @@ def sample(value: Tensor, shapes: Sequence[Shape], points: Tensor, weights: Tens
 
 
 def sample_grid(value: Tensor, shapes: Sequence[Shape], points: Tensor, weights: Tensor) -> Tensor:
-    """:func:`sample` with ``grid_sample``: slow, simple, and what exporters understand."""
+    """:func:`sample` with ``grid_sample``: slow, simple, what the fast ways are measured against."""
     batch, queries, heads, _, p, _ = points.shape
     out = value.new_zeros(batch * heads, value.shape[-1], queries)
     start = 0
