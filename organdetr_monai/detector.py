@@ -234,9 +234,12 @@ def _locate(model: str | os.PathLike | None) -> tuple[Path, Path | None]:
             raise InputError(f"The package is not part of a bundle: {_DEFAULT_BUNDLE} has no {_CONFIG}.", _TRAIN)
         return _DEFAULT_BUNDLE, None
     path = Path(model).expanduser()
+    if path.is_dir() and not (path / _CONFIG).is_file():
+        if not (path / "model.pt").is_file():
+            remedy = "Give a bundle's folder, that of a training, or a .pt, .onnx or .ts file."
+            raise InputError(f"{path} is no bundle: it has neither {_CONFIG} nor model.pt.", remedy)
+        path = path / "model.pt"
     if path.is_dir():
-        if not (path / _CONFIG).is_file():
-            raise InputError(f"{path} is no bundle: it has no {_CONFIG}.", "Give a bundle's folder or a .pt file.")
         return path, None
     if not path.is_file():
         raise InputError(f"The model {path} does not exist.", "Give a bundle's folder or a .pt file.")

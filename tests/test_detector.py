@@ -156,6 +156,7 @@ def test_thresholds_are_those_beside_the_checkpoint(scan, tmp_path, monkeypatch)
     monkeypatch.setattr(detector_module, "_DEFAULT_BUNDLE", bundle)
     assert len(OrganDetector.load()(scan).present) > 6
     assert len(OrganDetector.load(loose)(scan).present) == 0
+    assert len(OrganDetector.load(loose.parent)(scan).present) == 0, "the folder of a training is that training's model"
 
 
 def test_missing_bundle_weights_and_files_are_named(bundle, tmp_path, monkeypatch):

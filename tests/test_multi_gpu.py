@@ -127,3 +127,15 @@ def test_without_torchrun_it_says_how_to_start(phantoms, tmp_path, monkeypatch):
     with pytest.raises(Exception) as failure:  # MONAI wraps what a config's expression raises
         workflow("train", ["train", "multi_gpu_train"], **options(phantoms, tmp_path))
     assert "torchrun" in str(input_error(failure.value))
+
+
+@pytest.mark.parametrize("task", ["train", "evaluate"])
+def test_delta_leaves_the_users_settings_alone(task, tmp_path):
+    """Given last, as documented, it must not bring back what a settings file before it replaced."""
+    mine = {"datalist": "mine.json", "organs": ["liver"], "spacing": [4, 4, 4], "window": [32, 32, 32], "batch_size": 3}
+    mine |= {"ckpt_dir": "runs/mine", "output_dir": "runs/mine", "max_epochs": 7, "seed": 5, "amp_dtype": "float32"}
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    base = ["train.json"] if task == "train" else ["train.json", "evaluate.json"]
+    parser = ConfigParser()
+    parser.read_config([*(CONFIGS / name for name in base), tmp_path / "mine.json", CONFIGS / f"multi_gpu_{task}.json"])
+    assert {key: parser[key] for key in mine} == mine
