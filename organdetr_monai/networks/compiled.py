@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 SOURCE = Path(__file__).with_name("deformable.c")
+WORTH_THREADS = 10_000_000
 FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,10 @@ class _Call:
             function(ctypes.byref(self.sizes), *fixed, ctypes.c_int64(image), ctypes.c_int64(head), *pointers)
 
         parts = range(self.batch * self.heads)
-        threads = min(torch.get_num_threads(), len(parts))
+        # Starting threads, beside those of torch that still spin, costs milliseconds: little work is done at once.
+        n = self.sizes
+        work = len(parts) * n.Q * n.L * n.P * 8 * n.C  # multiplications and additions
+        threads = min(torch.get_num_threads(), len(parts)) if work > WORTH_THREADS else 1
         if threads <= 1:
             for part in parts:
                 one(part)

@@ -125,6 +125,17 @@ def test_a_file_that_others_could_have_written_is_not_loaded(fresh, monkeypatch,
 
 
 @needs_cc
+def test_threads_change_nothing(monkeypatch):
+    results = []
+    for least in (0, 10**12):
+        monkeypatch.setattr(compiled, "WORTH_THREADS", least)
+        inputs = [t.requires_grad_() for t in arguments()]
+        out = sample_compiled(inputs[0], SHAPES, *inputs[1:])
+        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@needs_cc
 def test_sizes_that_do_not_fit_are_refused_before_memory_is_touched():
     value, where, weights = arguments()
     for wrong in ([(6, 4, 9), *SHAPES[1:]], SHAPES[:2]):
