@@ -14,6 +14,7 @@ from bundle import large_files
 from bundle.bundles import BUNDLES, ROOT, Bundle
 from bundle.versions import bundle_version
 from organdetr_monai.errors import InputError
+from organdetr_monai.files import replacing_folder
 
 __all__ = ["assemble"]
 
@@ -51,30 +52,13 @@ def assemble(
     files = {inside: source for source, inside in bundle.files(root)}
     target = Path(output) / bundle.name
     _check_replaceable(target, bundle)
-    draft, old = (target.with_name(f".{os.getpid()}-{kind}-{target.name}") for kind in ("new", "old"))
-    try:
+    with replacing_folder(target) as draft:
         for inside, source in files.items():
             (draft / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, draft / inside)
         entries = large_files.describe(draft, large_files_url)
         (draft / large_files.NAME).write_text(large_files.as_yaml(entries), encoding="utf-8")
-        _swap(draft, target, old)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
-
-
-def _swap(draft: Path, target: Path, old: Path) -> None:
-    """Put a folder in another's place; if that fails the other is there again."""
-    if target.exists():
-        target.rename(old)
-    try:
-        draft.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_replaceable(target: Path, bundle: Bundle) -> None:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from organdetr_monai.errors import InputError
-from organdetr_monai.files import replacing
+from organdetr_monai.files import replacing, replacing_folder
 
 __all__ = ["DEFAULT_NAME", "install"]
 
@@ -54,7 +54,8 @@ def install(
     target = app / "model" / name
     _check(app, bundle, target)
     for part in ("configs", "organdetr_monai"):
-        _replace_folder(bundle / part, target / part)
+        with replacing_folder(target / part) as draft:
+            shutil.copytree(bundle / part, draft, ignore=_SKIP)
     for document in ("LICENSE", "docs/README.md", "docs/data_license.txt"):
         _copy(bundle / document, target / document)
     if replace_models or not (target / "models" / "model.pt").is_file():
@@ -90,23 +91,6 @@ def _check(app: Path, bundle: Path, target: Path) -> None:
         raise InputError(
             f"{target} is a link: training would change the bundle that it leads to.", "Remove the link and try again."
         )
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    draft, old = (target.with_name(f".{os.getpid()}-{kind}-{target.name}") for kind in ("new", "old"))
-    try:
-        shutil.copytree(source, draft, ignore=_SKIP)
-        if target.exists():
-            target.rename(old)
-        try:
-            draft.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-    finally:
-        for folder in (draft, old):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy(source: Path, target: Path) -> None:
