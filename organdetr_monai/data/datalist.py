@@ -55,7 +55,7 @@ def load_datalist(
     -------
     list of dict
         ``image``, ``label`` (paths), ``label_values`` (organ id to value in the mask), ``annotated`` (organ ids),
-        ``truncated`` (organ names: cut by the scan's end) and ``case``, a unique name.
+        ``truncated`` (organ ids: cut by the scan's end) and ``case``, a unique name.
 
     Raises
     ------
@@ -63,13 +63,13 @@ def load_datalist(
         Whatever is wrong with the file, in the terms of the file.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_datalist(path)
     ids = _organ_ids(organs)
     common = _label_map(content.get("labels"), ids, f"{path}: labels") if "labels" in content else None
-    cases = _split(content["cases"], split, path)
+    cases = select_split(content["cases"], split, path)
     base = Path(base_dir) if base_dir is not None else path.parent
-    items = [_item(case, f"{path}: case {_number(k, case)}", common, ids, base) for k, case in cases]
-    _name(items, base)
+    items = [_item(case, f"{path}: case {describe_case(k, case)}", common, ids, base) for k, case in cases]
+    name_cases(items, base)
     if not any(item["annotated"] for item in items):
         raise InputError(
             f"{path} annotates none of the model's organs ({', '.join(organs)}).",
@@ -151,7 +151,8 @@ def datalist_from_images(paths: str | os.PathLike | Sequence[str | os.PathLike])
     return [{"image": scan if scan.kind == "dicom" else str(scan.path), "case": scan.name} for scan in scans]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_datalist(path: Path) -> dict[str, Any]:
+    """Content of a datalist file, which has at least one case; :class:`InputError` otherwise."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -172,13 +173,14 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _number(k: int, case: Any) -> str:
+def describe_case(k: int, case: Any) -> str:
     """How a message names a case: its place, counted from 1, and its name or image."""
     called = case.get("name") or case.get("image") if isinstance(case, dict) else None
     return f"{k + 1} ({called})" if called else f"{k + 1}"
 
 
-def _split(cases: list[Any], split: str | None, path: Path) -> list[tuple[int, Any]]:
+def select_split(cases: list[Any], split: str | None, path: Path) -> list[tuple[int, Any]]:
+    """The cases of a split with their places in the file; all of them where no split is asked for, or none named."""
     found = Counter(case["split"] for case in cases if isinstance(case, dict) and case.get("split") is not None)
     numbered = list(enumerate(cases))
     if split is None or not found:
@@ -259,17 +261,18 @@ def _item(case: Any, where: str, common: dict[str, int] | None, ids: Mapping[str
             f"{where} annotates {unmapped[0]}, which its label map does not hold.",
             "Give the organ's value in the mask.",
         )
+    truncated = _organ_list(case.get("truncated", []), ids, f"{where}: truncated")
     return {
         "image": str(base / case["image"]),
         "label": str(base / case["label"]),
         "label_values": {ids[organ]: value for organ, value in labels.items() if organ in ids},
         "annotated": sorted({ids[organ] for organ in annotated if organ in ids}),
-        "truncated": _organ_list(case.get("truncated", []), ids, f"{where}: truncated"),
+        "truncated": sorted({ids[organ] for organ in truncated if organ in ids}),
         "case": case.get("name"),
     }
 
 
-def _name(items: list[dict[str, Any]], base: Path) -> None:
+def name_cases(items: list[dict[str, Any]], base: Path) -> None:
     """Give each item without a name its image's path below ``base``, without suffix; names must differ."""
     for item in items:
         if item.get("case") is None:

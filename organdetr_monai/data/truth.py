@@ -260,6 +260,9 @@ class TruthBoxesd(MapTransform):
     num_organs : int
         K.
     reference : key of the image on the working grid
+    ignore_truncated : bool
+        Organs that the case calls ``truncated`` count as not annotated: where the scan ends says nothing about where
+        the organ does.
 
     Notes
     -----
@@ -268,10 +271,15 @@ class TruthBoxesd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, num_organs: int, reference: str = "image", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        num_organs: int,
+        reference: str = "image",
+        ignore_truncated: bool = False,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.num_organs, self.reference = int(num_organs), reference
+        self.num_organs, self.reference, self.ignore_truncated = int(num_organs), reference, bool(ignore_truncated)
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Add the boxes."""
@@ -280,9 +288,13 @@ class TruthBoxesd(MapTransform):
             mask, target = d.pop(key), affine_of(d[self.reference])
             boxes, ids = boxes_from_mask(plain(mask)[0].numpy())
             boxes = transform_boxes(boxes, affine_of(mask), target)
+            d["annotated"] = annotated_mask(d["annotated"], self.num_organs)
+            if self.ignore_truncated:
+                d["annotated"] &= ~annotated_mask(d["truncated"], self.num_organs)
+                kept = d["annotated"].numpy()[ids - 1]
+                boxes, ids = boxes[kept], ids[kept]
             d["boxes"] = torch.as_tensor(boxes, dtype=torch.float32)
             d["labels"] = torch.as_tensor(ids, dtype=torch.int64)
-            d["annotated"] = annotated_mask(d["annotated"], self.num_organs)
             d["spacing"] = torch.as_tensor(spacing_of(target), dtype=torch.float32)
         d.pop("label_values", None)
         return d

@@ -211,3 +211,14 @@ def test_truth_is_of_the_files_resolution():
         np.testing.assert_allclose(box, [*ends.min(0), *ends.max(0)], atol=1e-5)
     assert "label" not in sample and not sample["annotated"][4]
     assert sample["spacing"].tolist() == [5, 5, 5]
+
+
+def test_truncated_organs_can_be_left_out_of_the_truth():
+    data = {**item(blobs()), "truncated": [2], "image": volume(np.zeros((9, 9, 16), np.float32))}
+    every = TruthBoxesd("label", num_organs=6)(dict(data))
+    whole = TruthBoxesd("label", num_organs=6, ignore_truncated=True)(dict(data))
+    assert 2 in every["labels"].tolist() and every["annotated"].all()
+    assert whole["annotated"].tolist() == [True, False, True, True, True, True]
+    kept = every["labels"] != 2
+    torch.testing.assert_close(whole["labels"], every["labels"][kept])
+    torch.testing.assert_close(whole["boxes"], every["boxes"][kept])
