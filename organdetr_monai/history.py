@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from ignite.engine import Engine, Events
@@ -16,6 +16,9 @@ from torch import Tensor
 from organdetr_monai.files import replacing
 from organdetr_monai.handlers import scalar_tensors
 
+if TYPE_CHECKING:
+    from organdetr_monai.budget import TrainingBudget
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,8 +26,9 @@ class TrainingHistory:
     """Handler: keeps ``history.json`` and, when the run ends, draws ``training.png`` from it.
 
     ``history.json`` is a list with one entry for each epoch: ``epoch``, counted from 1; ``train``, the mean of every
-    loss term over the steps; ``validation``, the evaluator's figures, where the epoch was validated. A resumed run goes
-    on with the list of its ``output_dir`` up to the epoch it starts from. What is not a finite number is null.
+    loss term over the steps; ``validation``, the evaluator's figures, where the epoch was validated; ``spent``, what
+    training has cost so far, where there is a budget. A resumed run goes on with the list of its ``output_dir`` up to
+    the epoch it starts from. What is not a finite number is null.
 
     Parameters
     ----------
@@ -32,16 +36,21 @@ class TrainingHistory:
         Of both files.
     evaluator : Engine, optional
         What the trainer validates with.
+    budget : TrainingBudget, optional
+        Of the run.
     """
 
-    def __init__(self, output_dir: str | Path, evaluator: Engine | None = None) -> None:
+    def __init__(
+        self, output_dir: str | Path, evaluator: Engine | None = None, *, budget: TrainingBudget | None = None
+    ) -> None:
         self.path = Path(output_dir) / "history.json"
         self.picture = Path(output_dir) / "training.png"
-        self.evaluator = evaluator
+        self.evaluator, self.budget = evaluator, budget
         #: One for each epoch, as in the file.
         self.entries: list[dict[str, Any]] = []
         self._names: list[str] = []
         self._sum: Tensor | None = None
+        self._steps = 0
         self._validation: dict[str, float | None] | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -55,7 +64,7 @@ class TrainingHistory:
 
     def begin(self, engine: Engine) -> None:
         """Start of an epoch: find what came before it, and forget what a killed process began."""
-        self._sum, self._validation = None, None
+        self._sum, self._steps, self._validation = None, 0, None
         if not self.entries and engine.state.epoch > 1:
             self.entries = load_history(self.path)
         self.entries = [entry for entry in self.entries if entry["epoch"] < engine.state.epoch]
@@ -66,6 +75,7 @@ class TrainingHistory:
         values = torch.stack([*terms.values()])
         self._names = [*terms]
         self._sum = values if self._sum is None else self._sum + values
+        self._steps += 1
 
     def validated(self, evaluator: Engine) -> None:
         """Keep the figures of a validation for the epoch that it belongs to."""
@@ -74,11 +84,13 @@ class TrainingHistory:
     def record(self, engine: Engine) -> None:
         """End of an epoch: write the file."""
         entry: dict[str, Any] = {"epoch": engine.state.epoch, "train": {}}
-        if self._sum is not None and engine.state.epoch_length is not None:
-            means = (self._sum / engine.state.epoch_length).tolist()
+        if self._sum is not None:
+            means = (self._sum / self._steps).tolist()
             entry["train"] = _finite(dict(zip(self._names, means, strict=True)))
         if self._validation is not None:
             entry["validation"] = self._validation
+        if self.budget is not None:
+            entry["spent"] = self.budget.spent
         self.entries.append(entry)
         with replacing(self.path) as draft:
             draft.write_text(_text(self.entries), encoding="utf-8")
