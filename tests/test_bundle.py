@@ -21,12 +21,13 @@ from organdetr_monai.data.prepare import prepare
 from organdetr_monai.detections import Detections
 from organdetr_monai.errors import input_error
 from organdetr_monai.organs import SETS, channel_def
-from tests.bundles import SMALL, arguments
+from tests.bundles import SMALL, arguments, small
 from tests.data import trees
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-DELTAS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.json"))
+#: Those of other methods, which have other sizes, are in tests/peers.
+DELTAS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.json") if p.parent.name != "peers")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,9 @@ def test_evaluation_prints_and_saves_the_table(phantoms, trained, tmp_path, caps
     saved = json.loads((tmp_path / "metrics.json").read_text())
     assert all(organ in printed for organ in SETS["phantom"].organs)
     assert set(saved["per_organ"]) == set(SETS["phantom"].organs) and 0 <= saved["mAP_coco"] <= 1
+    before = (tmp_path / "metrics.json").read_bytes()
+    workflow("eval", ["train", "evaluate"], run_id="evaluating", split="test", **options).run()
+    assert (tmp_path / "test" / "metrics.json").exists() and (tmp_path / "metrics.json").read_bytes() == before
     assert set(load_thresholds(trained / "thresholds.json", SETS["phantom"].organs)) == set(SETS["phantom"].organs)
 
 
@@ -195,9 +199,7 @@ def test_every_delta_changes_the_base_and_still_trains(delta, phantoms, tmp_path
     parser = parsed("train.json", delta)
     base = parsed("train.json")
     assert all(parser[key] != base.get(key) for key in content), "a delta that changes nothing"
-    tiny = {
-        k: v for k, v in SMALL.items() if not (k.startswith("network_def#encoder") and delta == "encoder/none.json")
-    }
+    tiny = small(delta)
     if "organ_set" not in content:
         tiny["num_queries"] = 24
     else:
@@ -205,7 +207,9 @@ def test_every_delta_changes_the_base_and_still_trains(delta, phantoms, tmp_path
     parser.update({**tiny, "device": "$torch.device('cpu')"})
     network, loss = parser.get_parsed_content("network"), parser.get_parsed_content("loss")
     organs = len(parser.get_parsed_content("organs"))
-    terms = loss(network(torch.rand(1, 1, 32, 32, 32)), make_targets([3], num_classes=organs, shape=(32, 32, 32)))
+    targets = make_targets([3], num_classes=organs, shape=(32, 32, 32))
+    given = [targets] if getattr(network, "needs_targets", False) else []
+    terms = loss(network(torch.rand(1, 1, 32, 32, 32), *given), targets)
     terms["loss"].backward()
     assert terms["loss"].isfinite()
     assert all(p.grad is not None for p in network.parameters()), "many GPUs would wait for its gradient"
@@ -247,6 +251,19 @@ def test_each_public_set_goes_from_download_to_a_trained_model(name, tmp_path):
     flow.run()
     assert torch.load(out / "last.pt", weights_only=True)["epoch"] == 2
     assert json.loads((out / "model.json").read_text())["organs"] == list(SETS[name].organs)
+
+
+@pytest.mark.parametrize("delta", ["encoder/deformable", "backbone/resnet3d", "backbone/swin", "backbone/swin_unetr"])
+def test_each_option_of_the_network_trains_and_goes_on(delta, phantoms, tmp_path):
+    names, kept = ["train", delta], small(f"{delta}.json")
+    options = {k: v for k, v in overrides(phantoms, tmp_path).items() if k not in SMALL or k in kept}
+    workflow("train", names, run_id="training", **{**options, "train#trainer#max_epochs": 1}).run()
+    flow = workflow("train", names, run_id="training", **options)
+    flow.run()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 2
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert weights.keys() == flow.parser.get_parsed_content("network").state_dict().keys()
+    assert all(v.isfinite().all() for v in weights.values())
 
 
 def test_metadata_tells_what_the_registry_and_the_package_say():
