@@ -24,6 +24,7 @@ CONTENDERS: Mapping[str, tuple[str, ...]] = {
     "swin_unetr": ("backbone/swin_unetr.json",),
     "segmentation_off": ("segmentation/off.json",),
     "two_stage": ("queries/two_stage.json",),
+    "quality": ("decoder/quality.json",),
     "no_refinement": ("decoder/no_refinement.json",),
     "no_auxiliary": ("decoder/no_auxiliary.json",),
     "no_average": ("average/off.json",),

@@ -21,12 +21,12 @@ class WeightAverage:
     network : nn.Module
         Wrapped in ``DistributedDataParallel`` or not.
     decay : float
-        In (0, 1): the average spans about ``1 / (1 - decay)`` steps.
+        In [0, 1): the average spans about ``1 / (1 - decay)`` steps; 0 is the network as it stands, no average.
     """
 
     def __init__(self, network: nn.Module, decay: float = 0.998) -> None:
-        if not 0 < decay < 1:
-            raise ValueError(f"decay must lie in (0, 1), got {decay}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
         self.network = getattr(network, "module", network)
         #: The network with the averaged weights.

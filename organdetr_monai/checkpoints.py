@@ -67,6 +67,10 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
+#: Start of the names of weights that work in training only: ``last.pt`` keeps them, ``model.pt`` does not.
+EXTRA_QUERIES = "extra_queries."
+
+
 class TrainingState:
     """Handler: saves after each epoch what a run needs to go on, restores it at the start, keeps the best model.
 
@@ -169,7 +173,8 @@ class TrainingState:
             with replacing(self.model_path.with_suffix(".json")) as draft:
                 draft.write_text(json.dumps(_plain(self.settings), indent=1) + "\n")
             beside(self.model_path, "thresholds.json").unlink(missing_ok=True)  # fitted to the weights that go
-            save_atomically(self.model.state_dict(), self.model_path)
+            weights = {k: v for k, v in self.model.state_dict().items() if not k.startswith(EXTRA_QUERIES)}
+            save_atomically(weights, self.model_path)
         state = {
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "settings": _plain(self.settings),
@@ -182,7 +187,7 @@ class TrainingState:
 
 
 def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
-    """Load ``model.pt`` strictly.
+    """Load ``model.pt`` strictly; queries that work in training only, which it does not hold, stay as they are.
 
     Raises
     ------
@@ -198,7 +203,7 @@ def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.de
         raise InputError(
             f"{path} is not a checkpoint ({type(error).__name__}).", "Give a model.pt of this bundle."
         ) from error
-    own = network.state_dict()
+    own = {name: weight for name, weight in network.state_dict().items() if not name.startswith(EXTRA_QUERIES)}
     if not isinstance(state, Mapping):
         raise InputError(f"{path} holds a {type(state).__name__}, not a state dict.", "Give a model.pt of this bundle.")
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -212,5 +217,5 @@ def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.de
             f"another shape; {example}).",
             "Use the configs, organs and deltas it was trained with.",
         )
-    network.load_state_dict(state)
+    network.load_state_dict(state, strict=False)  # all of its own is there
     return network

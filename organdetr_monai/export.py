@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from organdetr_monai.errors import InputError
 from organdetr_monai.networks.deformable import DeformableAttention
 from organdetr_monai.networks.organ_detr import OrganDETR
+from organdetr_monai.networks.swin import SwinBlocks
 
-__all__ = ["ExportNetwork", "join_output", "split_output"]
+__all__ = ["ExportNetwork", "Scriptable", "join_output", "sample_gather", "split_output"]
 
 
 def join_output(output: Mapping[str, Tensor]) -> Tensor:
@@ -54,21 +56,32 @@ class ExportNetwork(nn.Module):
 
     In ``metadata.json`` this is ``num_channels`` K + 7 and ``spatial_shape`` [N]. :func:`split_output` takes it apart.
 
-    The network is copied: without its segmentation heads, which work in training only, and with a sampling that every
-    exporter and runtime takes. ``torch.jit.script`` gets a trace of it, because scripting wants Python that is poorer
-    than the network's; the trace takes volumes of any size all the same, for nothing in it depends on a size.
+    The network is copied: without its segmentation heads and extra queries, which work in training only, and with a
+    sampling that every exporter and runtime takes. ``torch.jit.script`` gets a trace of it, because scripting wants
+    Python that is poorer than the network's; the trace takes volumes of any size all the same, for nothing in it
+    depends on a size.
 
     Parameters
     ----------
     network : OrganDETR
     example : (X, Y, Z)
         Size of the volume with which a trace is recorded; any that the network takes.
+
+    Raises
+    ------
+    InputError
+        The backbone is a Swin transformer.
     """
 
     def __init__(self, network: OrganDETR, *, example: Sequence[int] = (64, 48, 80)) -> None:
         super().__init__()
+        if any(isinstance(module, SwinBlocks) for module in network.modules()):
+            raise InputError(
+                "A Swin transformer cannot be exported: how its windows lie depends on the size of the volume.",
+                "Detect with the checkpoint, or train a backbone of convolutions, such as the default.",
+            )
         self.network = copy.deepcopy(network)
-        self.network.segmentation = None
+        self.network.segmentation = self.network.extra_queries = None
         self.example = tuple(example)
         for module in self.network.modules():
             if isinstance(module, DeformableAttention):
@@ -81,7 +94,8 @@ class ExportNetwork(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take the weights of a checkpoint of the network itself: so ``ckpt_export`` fills this wrapper."""
-        kept = {key: value for key, value in state_dict.items() if not key.startswith("segmentation.")}
+        left = ("segmentation.", "extra_queries.")
+        kept = {key: value for key, value in state_dict.items() if not key.startswith(left)}
         return self.network.load_state_dict(kept, strict=strict, assign=assign)
 
     def example_image(self) -> Tensor:
@@ -92,10 +106,10 @@ class ExportNetwork(nn.Module):
         """What ``torch.jit.script`` takes in place of this module."""
         with torch.no_grad():
             # Checked by comparing with eager on other sizes (tests), which is more than running the same image again.
-            return _Scriptable(torch.jit.trace(self, self.example_image(), check_trace=False))
+            return Scriptable(torch.jit.trace(self, self.example_image(), check_trace=False))
 
 
-class _Scriptable(nn.Module):
+class Scriptable(nn.Module):
     """A trace in a module that can be scripted."""
 
     def __init__(self, trace: torch.jit.ScriptModule) -> None:

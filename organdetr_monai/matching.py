@@ -20,6 +20,9 @@ from organdetr_monai.boxes import centre_to_corners, iou_giou
 
 Targets = Sequence[dict[str, Tensor]]
 
+#: Cost of a query that is left out: more than any other cost, so that it is matched only where no other one is left.
+FAR = 1e3
+
 
 class Matches(NamedTuple):
     """Matched pairs of a batch, three int64 tensors of shape (P,): image, query in the image, organ in the image."""
@@ -27,6 +30,8 @@ class Matches(NamedTuple):
     image: Tensor
     query: Tensor
     organ: Tensor
+    #: Queries that have no part in the loss, (B, N) bool; None: every query that serves no organ is "no organ".
+    ignored: Tensor | None = None
 
 
 class HungarianMatcher(nn.Module):
@@ -69,7 +74,10 @@ class HungarianMatcher(nn.Module):
         giou = iou_giou(centre_to_corners(boxes)[:, :, None], centre_to_corners(truth)[:, None])[1]
         return self.l1_weight * l1 - self.class_weight * likely - self.giou_weight * giou
 
-    @torch.no_grad()
+    def left_out(self, output: dict[str, Tensor]) -> Tensor | None:
+        """Queries that are not to be matched, (B, N) bool: none. ``output`` as in :meth:`forward`."""
+        return None
+
     def forward(self, outputs: Sequence[dict[str, Tensor]], targets: Targets) -> list[Matches]:
         """Match the queries of every decoder layer.
 
@@ -91,25 +99,7 @@ class HungarianMatcher(nn.Module):
         ValueError
             More organs than queries, or a cost that is not finite (the network has diverged).
         """
-        counts = [len(t["labels"]) for t in targets]
-        device = outputs[0]["boxes"].device
-        if not any(counts):
-            none = torch.zeros(0, dtype=torch.int64, device=device)
-            return [Matches(none, none, none) for _ in outputs]
-        costs = torch.stack([self.cost(o, targets) for o in outputs]).cpu().numpy()  # (layers, B, N, M)
-        if not np.isfinite(costs).all():
-            raise ValueError("matching cost is not finite: the network's output has diverged; lower the learning rate")
-        found: list[np.ndarray] = []
-        for layer in costs:
-            rows = [np.zeros((3, 0), dtype=np.int64)]
-            for image, (cost, organs) in enumerate(zip(layer, counts, strict=True)):
-                if organs:
-                    query, organ = self.assign(cost[:, :organs])
-                    rows.append(np.stack([np.full_like(query, image), query, organ]))
-            found.append(np.concatenate(rows, axis=1))
-        # One transfer back for all layers.
-        flat = torch.from_numpy(np.concatenate(found, axis=1)).to(device, non_blocking=True)
-        return [Matches(*part) for part in flat.split([f.shape[1] for f in found], dim=1)]
+        return match_together([(self, output) for output in outputs], targets)
 
     def assign(self, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Optimal assignment: cost (N, M) to matched query and organ, int64 arrays of the same length."""
@@ -149,3 +139,77 @@ class DenseQueryMatcher(HungarianMatcher):
         # The product of decimal fractions may lie a rounding above an integer (0.3 * 10 / 1 is 3.0000…4 in some forms).
         extra = math.ceil(round(self.matching_ratio * queries / organs, 9))
         return min(1 + extra, most)
+
+
+class RepeatedMatcher(HungarianMatcher):
+    """A fixed number of queries for each annotated organ (the one-to-many branch of H-DETR, Jia et al. 2022).
+
+    The assignment is optimal, as that of the organs repeated so many times would be. Where the queries do not suffice,
+    the number is clamped to ``N // M``.
+
+    Parameters
+    ----------
+    repeats : int
+        K of the paper.
+    class_weight, l1_weight, giou_weight : float
+        Weights of the pair cost.
+    """
+
+    def __init__(
+        self, repeats: int = 6, *, class_weight: float = 2.0, l1_weight: float = 5.0, giou_weight: float = 2.0
+    ) -> None:
+        super().__init__(class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
+        if repeats < 1:
+            raise ValueError(f"repeats must be positive, got {repeats}")
+        self.repeats = repeats
+
+    def positives(self, queries: int, organs: int) -> int:
+        """Queries for each organ: ``repeats``, clamped so that the total does not exceed N."""
+        return min(self.repeats, super().positives(queries, organs) * (queries // organs))
+
+
+@torch.no_grad()
+def match_together(parts: Sequence[tuple[HungarianMatcher, dict[str, Tensor]]], targets: Targets) -> list[Matches]:
+    """Match several sets of queries, each by a matcher of its own, with one transfer to the host for all.
+
+    Parameters
+    ----------
+    parts : sequence of (matcher, output)
+        ``output`` as in :meth:`HungarianMatcher.forward`; the number of queries may differ.
+    targets : sequence of dict
+        As in :meth:`HungarianMatcher.forward`.
+
+    Returns
+    -------
+    list of Matches
+        One for each part.
+    """
+    counts = [len(t["labels"]) for t in targets]
+    device = parts[0][1]["boxes"].device
+    left_out = [matcher.left_out(output) for matcher, output in parts]  # (B, N) each, or None
+    if not any(counts):
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return [Matches(none, none, none, out) for out in left_out]
+    costs = [matcher.cost(output, targets) for matcher, output in parts]  # (B, N, M) each
+    costs = [c if out is None else c + FAR * out[..., None] for c, out in zip(costs, left_out, strict=True)]
+    flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
+    if not np.isfinite(flat).all():
+        raise ValueError("matching cost is not finite: the network's output has diverged; lower the learning rate")
+    found: list[np.ndarray] = []
+    ends = np.cumsum([cost.numel() for cost in costs])
+    for (matcher, _), like, part in zip(parts, costs, np.split(flat, ends[:-1]), strict=True):
+        rows = [np.zeros((3, 0), dtype=np.int64)]
+        for image, (cost, organs) in enumerate(zip(part.reshape(like.shape), counts, strict=True)):
+            if organs:
+                query, organ = matcher.assign(cost[:, :organs])
+                rows.append(np.stack([np.full_like(query, image), query, organ]))
+        found.append(np.concatenate(rows, axis=1))
+    # One transfer back for all.
+    pairs = torch.from_numpy(np.concatenate(found, axis=1)).to(device, non_blocking=True)
+    matches = [Matches(*rows) for rows in pairs.split([f.shape[1] for f in found], dim=1)]
+    for k, out in enumerate(left_out):
+        if out is not None:  # but for those that were needed after all
+            ignored = out.clone()
+            ignored[matches[k].image, matches[k].query] = False
+            matches[k] = matches[k]._replace(ignored=ignored)
+    return matches

@@ -115,7 +115,8 @@ class TrainingStep:
         network.train()
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(inputs.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            prediction = engine.inferer(inputs, network)
+            wanted = {"targets": targets} if getattr(_inner(network), "needs_targets", False) else {}
+            prediction = engine.inferer(inputs, network, **wanted)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         terms = engine.loss_function(prediction, targets)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
@@ -141,6 +142,11 @@ class TrainingStep:
         return engine.scaler
 
 
+def _inner(network: nn.Module) -> nn.Module:
+    """The network inside a ``DistributedDataParallel``, or itself."""
+    return getattr(network, "module", network)
+
+
 def fast_precision(device: torch.device | str) -> str | None:
     """``"bfloat16"`` where the hardware is faster in it than in float32, else None: ``amp_dtype`` of `TrainingStep`.
 
@@ -156,14 +162,15 @@ def fast_precision(device: torch.device | str) -> str | None:
 def parameter_groups(
     network: nn.Module, *, lr: float = 2e-4, weight_decay: float = 1e-4, slow: float = 0.1
 ) -> list[dict[str, Any]]:
-    """Groups for AdamW: norms, biases and embeddings without decay; sampling offsets and reference boxes at ``slow *
-    lr``.
+    """Groups for AdamW: norms, biases, embeddings and queries without decay; sampling offsets and reference boxes at
+    ``slow * lr``.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, p in network.named_parameters():
         if p.requires_grad:
-            is_slow = ".offsets." in name or name == "reference"
-            decays = p.ndim > 1 and name not in ("content", "reference") and "embedding" not in name
+            leaf = name.rpartition(".")[2]
+            is_slow = ".offsets." in name or leaf == "reference"
+            decays = p.ndim > 1 and leaf not in ("content", "reference") and "embedding" not in name
             groups.setdefault((is_slow, decays), []).append(p)
     return [
         {"params": params, "lr": lr * (slow if is_slow else 1), "weight_decay": weight_decay if decays else 0.0}

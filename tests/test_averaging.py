@@ -40,6 +40,16 @@ def test_average_learns_nothing_and_the_network_is_left_alone():
     assert not any(p.requires_grad for p in average.average.parameters())
 
 
-def test_decay_is_checked():
-    with pytest.raises(ValueError, match="1.5"):
-        WeightAverage(torch.nn.Linear(1, 1), decay=1.5)
+def test_without_decay_it_is_the_network_as_it_stands():
+    network = torch.nn.Linear(3, 3)
+    average = WeightAverage(network, decay=0.0)
+    for step in (1, 2, 500):
+        torch.nn.init.normal_(network.weight)
+        average(engine(step))
+        assert torch.equal(average.average.weight, network.weight)
+
+
+@pytest.mark.parametrize("decay", [1.5, 1.0, -0.1])
+def test_decay_is_checked(decay):
+    with pytest.raises(ValueError, match=str(decay)):
+        WeightAverage(torch.nn.Linear(1, 1), decay=decay)

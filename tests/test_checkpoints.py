@@ -9,6 +9,7 @@ from monai.optimizers import WarmupCosineSchedule
 
 from organdetr_monai.checkpoints import TrainingState, load_settings, load_weights, save_atomically
 from organdetr_monai.errors import InputError
+from organdetr_monai.networks import HybridQueries
 
 
 class Run:
@@ -129,6 +130,21 @@ def test_failed_save_leaves_the_old_file_and_no_debris(tmp_path):
         save_atomically({"a": lambda: 1}, path)
     assert torch.load(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_queries_of_training_are_kept_for_resuming_and_not_shipped(tmp_path, small_network):
+    network, plain = small_network(extra_queries=HybridQueries(24)), small_network()
+    handler = TrainingState(tmp_path, {"network": network}, network)
+    handler.store(SimpleNamespace(state=SimpleNamespace(epoch=1, iteration=3, max_epochs=5)))
+    last = torch.load(tmp_path / "last.pt", weights_only=True)["parts"]["network"]
+    assert set(last) - set(plain.state_dict()) == {"extra_queries.content", "extra_queries.reference"}
+    torch.nn.init.zeros_(network.content)
+    torch.nn.init.zeros_(plain.content)
+    own = network.extra_queries.content.detach().clone()
+    for other in (plain, network):  # with the training's deltas and without
+        load_weights(other, tmp_path / "model.pt")
+        assert torch.equal(other.content, last["content"])
+    assert torch.equal(network.extra_queries.content, own)
 
 
 def test_weights_round_trip(tmp_path, small_network):

@@ -24,6 +24,7 @@ from organdetr_monai.export import ExportNetwork, join_output, sample_gather, sp
 from organdetr_monai.export_file import export_model
 from organdetr_monai.exported import ModelSettings, build, load_exported
 from organdetr_monai.inference import best_queries
+from organdetr_monai.networks import HybridQueries
 from organdetr_monai.networks.sampling import sample_grid
 from tests.bundles import make_bundle
 from tests.data.scan_files import write
@@ -42,17 +43,24 @@ FEWER = {
     "network_def#decoder#levels": 1,
     "network_def#decoder#layers": 1,
 }
+#: Two-stage query selection, for maps of one level.
+PROPOSALS = json.loads((ROOT / "configs" / "queries" / "two_stage.json").read_text())
+PROPOSALS["network_def#proposals"]["levels"] = 1
 TOLERANCE = 3e-4  # of a logit or a normalised box: rounding; measured maxima are about a fifth of it
 SIZES = {  # of the window; odd along each axis; smaller than a window of attention; longer than the window
     "small": [(32, 32, 32), (37, 21, 50), (17, 16, 31), (96, 32, 40)],
+    "two_stage": [(32, 32, 32), (37, 21, 50), (17, 16, 31)],
     "shipped": [(96, 64, 96), (33, 47, 128), (17, 16, 31), (50, 70, 90)],
 }
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    bundle = make_bundle(tmp_path_factory.mktemp("bundle"), **FEWER)
-    return {"small": bundle / "models" / "model.pt", "shipped": SHIPPED}
+    changes = {"small": FEWER, "two_stage": {**FEWER, **PROPOSALS}}
+    small, two_stage = (
+        make_bundle(tmp_path_factory.mktemp(n), **c) / "models" / "model.pt" for n, c in changes.items()
+    )
+    return {"small": small, "two_stage": two_stage, "shipped": SHIPPED}
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +123,16 @@ def test_wrapper_has_no_segmentation_and_takes_checkpoints_of_the_network(small_
         export.load_state_dict({})
 
 
+def test_wrapper_has_no_queries_of_training(small_network):
+    network = small_network(extra_queries=HybridQueries(24)).eval()
+    export = ExportNetwork(network)
+    assert not any("extra_queries" in key for key in export.state_dict()) and network.extra_queries is not None
+    export.load_state_dict(network.state_dict())
+    assert difference(lambda image: split_output(export(image)), network, noise(1, 1, 24, 16, 32)) < TOLERANCE
+
+
 @pytest.mark.parametrize("suffix", [".ts", ".onnx"])
-@pytest.mark.parametrize("name", ["small", "shipped"])
+@pytest.mark.parametrize("name", ["small", "two_stage", "shipped"])
 def test_export_answers_as_the_checkpoint_for_any_size_and_batch(name, suffix, checkpoints, exported):
     ours = OrganDetector.load(checkpoints[name], device="cpu").network
     theirs, _, _ = load_exported(exported(name, suffix))
@@ -147,6 +163,7 @@ def test_settings_are_those_of_the_model(exported):
     assert settings.spacing == beside["spacing"] and settings.hu_window == beside["hu_window"]
     assert settings.thresholds == json.loads(SHIPPED.with_name("thresholds.json").read_text())["thresholds"]
     assert ModelSettings.from_json(settings.to_json()) == settings
+    assert "amp_dtype" not in settings.inferer, "the machine that exports must not decide for the one that detects"
 
 
 def test_onnx_file_is_what_the_documents_say(exported):

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from organdetr_monai.distinct import DistinctMatcher
 from organdetr_monai.losses import DetectionLoss, class_shares, mask_unannotated, multiscale_segmentation_loss
-from organdetr_monai.matching import DenseQueryMatcher, HungarianMatcher
+from organdetr_monai.matching import DenseQueryMatcher, HungarianMatcher, RepeatedMatcher
+from organdetr_monai.networks import DenoisingQueries, HybridQueries, Proposals
 
 
 def perfect(targets, queries=20, num_classes=4):
@@ -131,9 +133,23 @@ def test_mask_unannotated_keeps_no_organ():
     assert masked.softmax(-1)[..., 0].tolist() == [[1.0, 1.0]]
 
 
+OPTIONS = {
+    "dense": ({}, {}),
+    "distinct": ({}, {"matcher": DistinctMatcher(0.3)}),
+    "two_stage": ({"proposals": lambda: Proposals(24, 4)}, {}),
+    "hybrid": ({"extra_queries": lambda: HybridQueries(24, num_queries=30)}, {"extra_matcher": RepeatedMatcher()}),
+    # Without noise, which each process draws for itself.
+    "denoising": ({"extra_queries": lambda: DenoisingQueries(24, 4, box_noise=0.0, label_noise=0.0)}, {}),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("counts", [[3, 1, 2], [4, 0, 0], [0, 0, 0]])
-def test_parts_of_a_batch_on_several_processes_average_to_the_whole(small_network, make_targets, counts):
-    network, targets = small_network(), make_targets(counts, shape=(32, 32, 32))
+def test_parts_of_a_batch_on_several_processes_average_to_the_whole(small_network, make_targets, counts, option):
+    parts_of_network, parts_of_loss = OPTIONS[option]
+    network = small_network(**{name: make() for name, make in parts_of_network.items()})
+    criterion = {"matcher": DenseQueryMatcher(), **parts_of_loss}
+    targets = make_targets(counts, shape=(32, 32, 32))
     for target in targets[len(counts) - 1 :]:  # of another number of organs in its mask, too
         target["mask"][target["mask"] > 1] = 0
     image = torch.rand(3, 1, 32, 32, 32)
@@ -141,7 +157,7 @@ def test_parts_of_a_batch_on_several_processes_average_to_the_whole(small_networ
 
     def loss_and_gradient(part, average=None):
         network.zero_grad()
-        terms = DetectionLoss(DenseQueryMatcher(), average=average)(network(image[part]), targets[part])
+        terms = DetectionLoss(**criterion, average=average)(network(image[part], targets[part]), targets[part])
         terms["loss"].backward()
         assert all(p.grad is not None for p in network.parameters()), "DistributedDataParallel would wait for it"
         gradient = torch.cat([p.grad.flatten() for p in network.parameters()])

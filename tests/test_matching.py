@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from organdetr_monai.matching import DenseQueryMatcher, HungarianMatcher
+from organdetr_monai.matching import DenseQueryMatcher, HungarianMatcher, RepeatedMatcher, match_together
+from tests.waits import without_waits
 
 
 def outputs(batch: int, queries: int, num_classes: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -58,6 +59,33 @@ def test_hungarian_gives_each_organ_one_query(make_targets):
     assert sorted(match.organ[:3].tolist()) == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("queries", "organs", "each"), [(300, 12, 6), (40, 12, 3), (12, 12, 1), (7, 1, 6)])
+def test_repeated_matching_gives_each_organ_its_number_of_queries(queries, organs, each):
+    targets = [{"boxes": torch.rand(organs, 6) * 0.3 + 0.3, "labels": torch.ones(organs, dtype=torch.int64)}]
+    (match,) = RepeatedMatcher(6)([outputs(1, queries)], targets)
+    assert np.bincount(match.organ.numpy(), minlength=organs).tolist() == [each] * organs
+    assert len(set(match.query.tolist())) == len(match.query), "a query serves one organ"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_repeated_matching_is_that_of_the_organs_repeated(seed, make_targets):
+    out, (target,) = outputs(1, 9, seed=seed), make_targets([2])
+    repeated = {**target, "boxes": target["boxes"].repeat(3, 1), "labels": target["labels"].repeat(3)}
+    (ours,), (theirs,) = RepeatedMatcher(3)([out], [target]), HungarianMatcher()([out], [repeated])
+    pairs = [sorted(zip(m.query.tolist(), (m.organ % 2).tolist(), strict=True)) for m in (ours, theirs)]
+    assert pairs[0] == pairs[1]
+
+
+def test_sets_of_queries_matched_together_match_as_each_alone(make_targets):
+    targets, few, many = make_targets([3, 1]), outputs(2, 10), outputs(2, 25, seed=1)
+    one, six = HungarianMatcher(), RepeatedMatcher(6)
+    with without_waits(transfers=1):
+        together = match_together([(one, few), (six, many), (one, many)], targets)
+    alone = [one([few], targets)[0], six([many], targets)[0], one([many], targets)[0]]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours[:3], theirs[:3], strict=True))
+
+
 def test_gradient_pressure_is_that_of_the_paper():
     # Positives grow by 1 + ceil(lambda rho), negatives shrink by 1 - ceil(lambda rho) / (rho - 1).
     queries, organs, ratio = 100, 5, 0.2
@@ -100,6 +128,8 @@ def test_clear_errors(make_targets):
         HungarianMatcher().positives(4, 5)
     with pytest.raises(ValueError, match="0.95"):
         DenseQueryMatcher(0.95)
+    with pytest.raises(ValueError, match="repeats.*0"):
+        RepeatedMatcher(0)
     out = outputs(1, 10)
     out["boxes"][0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="diverged"):

@@ -9,6 +9,7 @@ from monai.engines import SupervisedTrainer
 from organdetr_monai.errors import InputError
 from organdetr_monai.losses import DetectionLoss
 from organdetr_monai.matching import DenseQueryMatcher
+from organdetr_monai.networks import DenoisingQueries, HybridQueries, Proposals
 from organdetr_monai.training import (
     ReseedEpochs,
     TrainingStep,
@@ -81,6 +82,20 @@ def test_step_moves_every_parameter_and_reports_every_term(small_network, amp):
     assert all(v.isfinite() and not v.requires_grad for v in output.values())
 
 
+def test_network_that_needs_the_targets_gets_them(small_network):
+    network = small_network(extra_queries=DenoisingQueries(24, 4))
+    seen = []
+    network.extra_queries.register_forward_pre_hook(
+        lambda _, inputs: seen.append([len(t["labels"]) for t in inputs[0]])
+    )
+    engine = trainer(network)
+    engine.run()
+    assert seen == [[2, 3]] * 2
+    (output,) = engine.state.output
+    assert {"class_extra", "l1_extra", "giou_extra"} <= set(output)
+    assert not small_network().needs_targets
+
+
 def test_gradient_is_clipped_after_unscaling(small_network):
     network = small_network()
     engine = trainer(network, clip_norm=1e-3)
@@ -108,6 +123,25 @@ def test_every_parameter_is_in_one_group_and_the_right_one(small_network):
     assert setting("decoder.layers.0.norms.0.weight") == (1.0, 0)
     assert setting("decoder.level_embedding") == (1.0, 0)
     assert setting("backbone.stages.0.0.conv.weight") == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [
+        ({"proposals": Proposals(24, 4)}, {"proposals.reference": (0.1, 0), "proposals.class_head.weight": (1.0, 0.5)}),
+        (
+            {"extra_queries": HybridQueries(24)},
+            {"extra_queries.reference": (0.1, 0), "extra_queries.content": (1.0, 0)},
+        ),
+        ({"extra_queries": DenoisingQueries(24, 4)}, {"extra_queries.label_embedding.weight": (1.0, 0)}),
+    ],
+)
+def test_other_queries_are_treated_as_the_learned_ones(small_network, part, settings):
+    network = small_network(**part)
+    groups = parameter_groups(network, lr=1.0, weight_decay=0.5, slow=0.1)
+    names = {id(p): name for name, p in network.named_parameters()}
+    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert {name: found[name] for name in settings} == settings
 
 
 def test_reference_boxes_are_those_of_the_samples_in_some_order():

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         ----------
         query : Tensor of shape (B, Q, dim)
         key, value : Tensor of shape (B, S, dim)
-        mask : Tensor of shape (B, 1, 1, S), optional
+        mask : Tensor of shape (B or 1, 1, Q or 1, S), optional
             True where a key may be seen.
 
         Returns

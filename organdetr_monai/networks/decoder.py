@@ -11,6 +11,7 @@ from organdetr_monai.boxes import inverse_sigmoid
 from organdetr_monai.networks.attention import MLP, Attention, FeedForward
 from organdetr_monai.networks.deformable import DeformableAttention
 from organdetr_monai.networks.position import box_encoding
+from organdetr_monai.networks.quality import rated
 
 
 class DecoderLayer(nn.Module):
@@ -27,11 +28,17 @@ class DecoderLayer(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(
-        self, query: Tensor, position: Tensor, reference: Tensor, memory: Tensor, shapes: Sequence[tuple[int, int, int]]
+        self,
+        query: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Sequence[tuple[int, int, int]],
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Query and position (B, N, dim), reference (B, N, 6), memory (B, S, dim) to the new query (B, N, dim)."""
         where = query + position
-        query = self.norms[0](query + self.drop(self.self_attention(where, where, query)))
+        query = self.norms[0](query + self.drop(self.self_attention(where, where, query, mask)))
         query = self.norms[1](query + self.drop(self.cross_attention(query + position, reference, memory, shapes)))
         return self.norms[2](query + self.drop(self.feed_forward(query)))
 
@@ -54,6 +61,11 @@ class DeformableDecoder(nn.Module):
         Dropout in training.
     refine : bool
         Iterative box refinement.
+    auxiliary : bool
+        False: a class head after the last layer only, for a loss on nothing else. Box heads of earlier layers are then
+        there for refinement alone, and learn through the references that they hand on.
+    quality : bool
+        A third head beside each class head: the expected IoU of the box (:mod:`organdetr_monai.networks.quality`).
     """
 
     def __init__(
@@ -68,38 +80,49 @@ class DeformableDecoder(nn.Module):
         hidden: int = 256,
         dropout: float = 0.0,
         refine: bool = True,
+        auxiliary: bool = True,
+        quality: bool = False,
     ) -> None:
         super().__init__()
-        self.refine, self.dim, self.num_levels = refine, dim, levels
+        self.refine, self.auxiliary, self.dim, self.num_levels = refine, auxiliary, dim, levels
         self.layers = nn.ModuleList(
             DecoderLayer(dim, heads=heads, levels=levels, points=points, hidden=hidden, dropout=dropout)
             for _ in range(layers)
         )
         self.position = MLP(6 * 2 * (dim // 6), dim, dim, depth=2)
         self.level_embedding = nn.Parameter(torch.randn(levels, dim) * 0.02)
-        self.class_heads = nn.ModuleList(nn.Linear(dim, num_classes + 1) for _ in range(layers))
-        box_heads = [MLP(dim, dim, 6) for _ in range(layers)]
+        # Of the last layers: a head that neither the loss nor the next layer asks would never learn.
+        self.class_heads = nn.ModuleList(nn.Linear(dim, num_classes + 1) for _ in range(layers if auxiliary else 1))
+        box_heads = [MLP(dim, dim, 6) for _ in range(layers if auxiliary or refine else 1)]
         for head in box_heads:  # hardly a step at the start: the first boxes are the reference boxes
             weight, bias = head[-1].parameters()
             nn.init.normal_(weight, std=1e-3)
             nn.init.zeros_(bias)
         self.box_heads = nn.ModuleList(box_heads)
+        heads_for_quality = len(self.class_heads) if quality else 0
+        self.quality_heads = nn.ModuleList(MLP(dim, dim, 1, depth=2) for _ in range(heads_for_quality))
 
-    def forward(self, maps: Sequence[Tensor], content: Tensor, reference: Tensor) -> list[dict[str, Tensor]]:
+    def forward(
+        self, maps: Sequence[Tensor], content: Tensor, reference: Tensor, mask: Tensor | None = None
+    ) -> list[dict[str, Tensor]]:
         """Decode.
 
         Parameters
         ----------
         maps : sequence of Tensor of shape (B, dim, X, Y, Z)
             Finest first, ``levels`` of them.
-        content : Tensor of shape (N, dim)
-        reference : Tensor of shape (N, 6)
+        content : Tensor of shape (N, dim) or (B, N, dim)
+        reference : Tensor of shape (N, 6) or (B, N, 6)
             Reference boxes, normalised centre boxes as logits.
+        mask : Tensor of shape (B or 1, 1, N, N), optional
+            True where a query (row) may see another (column).
 
         Returns
         -------
         list of dict
-            For each layer: ``logits`` (B, N, K + 1) and ``boxes`` (B, N, 6), normalised centre boxes in [0, 1].
+            For each layer, without ``auxiliary`` for the last one: ``logits`` (B, N, K + 1) and ``boxes`` (B, N, 6),
+            normalised centre boxes in [0, 1]. With ``quality`` in training also ``quality`` (B, N), the logit of the
+            expected IoU; else it is in the logits already.
         """
         batch = maps[0].shape[0]
         shapes = [tuple(m.shape[2:]) for m in maps]
@@ -109,12 +132,20 @@ class DeformableDecoder(nn.Module):
         query = content.expand(batch, -1, -1)
         logit = reference.float().expand(batch, -1, -1)
         outputs = []
-        for layer, class_head, box_head in zip(self.layers, self.class_heads, self.box_heads, strict=True):
+        for to_come, layer in zip(reversed(range(len(self.layers))), self.layers, strict=True):
             box = logit.sigmoid()
             position = self.position(box_encoding(box, 2 * (self.dim // 6)).to(query.dtype))
-            query = layer(query, position, box, memory, shapes)
-            moved = logit + box_head(query).float()
-            outputs.append({"logits": class_head(query).float(), "boxes": moved.sigmoid()})
+            query = layer(query, position, box, memory, shapes, mask)
+            if to_come >= len(self.box_heads):
+                continue
+            moved = logit + self.box_heads[-1 - to_come](query).float()
+            if to_come < len(self.class_heads):
+                output = {"logits": self.class_heads[-1 - to_come](query).float(), "boxes": moved.sigmoid()}
+                if self.quality_heads:
+                    output["quality"] = self.quality_heads[-1 - to_come](query).float()[..., 0]
+                    if not self.training:
+                        output["logits"] = rated(output["logits"], output.pop("quality"))
+                outputs.append(output)
             if self.refine:
-                logit = inverse_sigmoid(moved.detach().sigmoid())
+                logit = inverse_sigmoid((moved.detach() if self.auxiliary else moved).sigmoid())
         return outputs

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from organdetr_monai.boxes import inverse_sigmoid
+from organdetr_monai.matching import Targets
 from organdetr_monai.networks.decoder import DeformableDecoder
+from organdetr_monai.networks.queries import decode_together, spread_boxes, start_from
 
 
 class OrganDETR(nn.Module):
@@ -30,6 +32,12 @@ class OrganDETR(nn.Module):
     reference_boxes : sequence of 6 floats each, optional
         Normalised centre boxes that the queries start from, repeated to N; they are learned from there on. Without them
         the queries start spread over the volume.
+    proposals : nn.Module, optional
+        ``proposals(maps, N)`` to ``{"logits", "boxes"}``: where the queries start in an image, in place of learned
+        boxes, e.g. :class:`organdetr_monai.networks.Proposals`.
+    extra_queries : nn.Module, optional
+        ``extra_queries(targets)`` to :class:`organdetr_monai.networks.queries.ExtraQueries`; called while training
+        only. ``needs_targets`` says whether the trainer must hand over the targets.
     """
 
     def __init__(
@@ -41,50 +49,72 @@ class OrganDETR(nn.Module):
         *,
         num_queries: int = 100,
         reference_boxes: Sequence[Sequence[float]] | None = None,
+        proposals: nn.Module | None = None,
+        extra_queries: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.encoder, self.decoder, self.segmentation = backbone, encoder, decoder, segmentation
         self.content = nn.Parameter(torch.randn(num_queries, decoder.dim))
-        self.reference = nn.Parameter(inverse_sigmoid(_spread(num_queries)))
+        self.reference = nn.Parameter(inverse_sigmoid(spread_boxes(num_queries))) if proposals is None else None
+        self.proposals, self.extra_queries = proposals, extra_queries
         if reference_boxes is not None:
             self.set_reference_boxes(torch.as_tensor(reference_boxes, dtype=torch.float32))
 
-    @torch.no_grad()
+    @property
+    def needs_targets(self) -> bool:
+        """Whether :meth:`forward` wants the targets while training."""
+        return bool(getattr(self.extra_queries, "needs_targets", False))
+
     def set_reference_boxes(self, boxes: Tensor) -> None:
         """Start the queries from ``boxes`` (M, 6), normalised centre boxes; query ``i`` takes box ``i % M``."""
         if boxes.ndim != 2 or boxes.shape[1] != 6 or not len(boxes):
             raise ValueError(f"reference boxes must have shape (M, 6) with M > 0, got {tuple(boxes.shape)}")
-        index = torch.arange(len(self.reference)) % len(boxes)
-        self.reference.copy_(inverse_sigmoid(boxes)[index])
+        if self.reference is not None:
+            start_from(self.reference, boxes)
+        for part in (self.proposals, self.extra_queries):
+            start = getattr(part, "set_reference_boxes", None)
+            if start is not None:
+                start(boxes)
 
-    def forward(self, image: Tensor) -> dict[str, Any]:
+    def forward(self, image: Tensor, targets: Targets | None = None) -> dict[str, Any]:
         """Detect.
 
         Parameters
         ----------
         image : Tensor of shape (B, 1, X, Y, Z)
             Intensities in [0, 1].
+        targets : sequence of dict, optional
+            As :class:`organdetr_monai.losses.DetectionLoss` takes them; read by the extra queries alone.
 
         Returns
         -------
         dict
             ``logits`` (B, N, K + 1), index 0 is "no organ"; ``boxes`` (B, N, 6), (cx, cy, cz, w, h, d) in [0, 1] of the
-            volume, axes in array order. In training also ``aux``, the same for each earlier decoder layer, and
-            ``segmentation``, logits (B, K + 1, x, y, z) for each map, finest first.
+            volume, axes in array order. In training also ``aux``, the same for the proposals and each earlier decoder
+            layer, ``segmentation``, logits (B, K + 1, x, y, z) for each map, finest first, and ``extra``, the extra
+            queries' ``logits``, ``boxes``, ``aux`` and, if they are known, ``matches``.
         """
         maps = self.backbone(image)
         if self.encoder is not None:
             maps = self.encoder(maps)
-        *aux, last = self.decoder(maps, self.content, self.reference)
+        reference, proposed = self._start(maps)
+        others: dict[str, Any] = {}
+        if self.training and self.extra_queries is not None:
+            extra = self.extra_queries(targets)
+            layers, others["extra"] = decode_together(self.decoder, maps, self.content, reference, extra)
+        else:
+            layers = self.decoder(maps, self.content, reference)
+        *aux, last = layers
         output: dict[str, Any] = dict(last)
         if self.training:
-            output["aux"] = aux
+            output.update(aux=proposed + aux, **others)
             if self.segmentation is not None:
                 output["segmentation"] = self.segmentation(maps)
         return output
 
-
-def _spread(n: int) -> Tensor:
-    """``n`` boxes (n, 6) of a fifth of the volume, their centres spread evenly by a Sobol sequence (seeded)."""
-    centres = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(n) * 0.8 + 0.1
-    return torch.cat([centres, torch.full((n, 3), 0.2)], dim=1)
+    def _start(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """Reference boxes as logits, (N, 6), or (B, N, 6) with the proposals that they are."""
+        if self.proposals is None:
+            return cast(Tensor, self.reference), []
+        proposed = self.proposals(maps, len(self.content))
+        return inverse_sigmoid(proposed["boxes"].detach()), [proposed]

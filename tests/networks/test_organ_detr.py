@@ -118,6 +118,30 @@ def test_refinement_can_be_off(small_network):
     assert small_network(decoder=decoder)(torch.rand(1, 1, 32, 32, 32))["boxes"].isfinite().all()
 
 
+@pytest.mark.parametrize("refine", [True, False])
+def test_auxiliary_losses_can_be_off(small_network, make_targets, refine):
+    decoder = DeformableDecoder(24, 4, layers=3, heads=6, points=2, hidden=32, refine=refine, auxiliary=False)
+    network = small_network(decoder=decoder)
+    output = network(torch.rand(2, 1, 32, 32, 32))
+    assert output["aux"] == [] and len(decoder.class_heads) == 1 and len(decoder.box_heads) == (3 if refine else 1)
+    terms = DetectionLoss(DenseQueryMatcher())(output, make_targets([3, 1], shape=(32, 32, 32)))
+    assert not any(name.endswith("_aux") for name in terms)
+    terms["loss"].backward()
+    assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+
+
+def test_refinement_without_auxiliary_losses_gives_the_boxes_of_the_same_heads(small_network):
+    options = {"layers": 3, "heads": 6, "points": 2, "hidden": 32}
+    network = small_network(decoder=DeformableDecoder(24, 4, **options)).eval()
+    other = small_network(decoder=DeformableDecoder(24, 4, **options, auxiliary=False)).eval()
+    state = network.state_dict()
+    last = {f"decoder.class_heads.0.{key}": state[f"decoder.class_heads.2.{key}"] for key in ("weight", "bias")}
+    other.load_state_dict({key: {**state, **last}[key] for key in other.state_dict()})
+    image = torch.rand(1, 1, 32, 32, 32)
+    ours, theirs = network(image), other(image)
+    assert torch.equal(ours["boxes"], theirs["boxes"]) and torch.equal(ours["logits"], theirs["logits"])
+
+
 @pytest.mark.parametrize("levels", [(3, 2), (1, 3), (0, 1), (3, 5)])
 def test_backbone_refuses_levels_it_has_not(levels):
     with pytest.raises(ValueError, match="levels"):
