@@ -107,7 +107,7 @@ class DetectionLoss(nn.Module):
         own, more = per_layer[: len(layers)], per_layer[len(layers) :]
         terms.update(own[0])
         for suffix, group in (("aux", own[1:]), ("extra", more)):
-            for name in own[0] if group else ():
+            for name in dict.fromkeys(name for t in group for name in t):  # proposals have fewer terms than layers
                 terms[f"{name}_{suffix}"] = torch.stack([t[name] for t in group if name in t]).mean()
         loss = self.weighted(own)
         if more:
