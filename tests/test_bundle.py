@@ -26,8 +26,10 @@ from tests.data import trees
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-#: Those of other methods, which have other sizes, are in tests/peers.
-DELTAS = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.json") if p.parent.name != "peers")
+#: Those of other methods, which have other sizes, are in tests/peers, and another bundle's in tests/miq_sam3d.
+DELTAS = sorted(
+    p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("*/*.json") if p.parent.name not in ("peers", "miq_sam3d")
+)
 
 
 @pytest.fixture(scope="module")
