@@ -32,6 +32,12 @@ TINY = {
 }
 
 
+def small(*deltas: str) -> dict[str, Any]:
+    """`SMALL` without the settings of parts that these files of ``configs/`` replace or leave out."""
+    replaced = [f"{key}#" for delta in deltas for key in json.loads((CONFIG.parent / delta).read_text("utf-8"))]
+    return {key: value for key, value in SMALL.items() if not key.startswith(tuple(replaced))}
+
+
 def arguments(options: dict[str, Any]) -> list[str]:
     """Options of a config as the command line takes them."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
