@@ -159,6 +159,10 @@ def fast_precision(device: torch.device | str) -> str | None:
     return "bfloat16" if torch.device(device).type == "cpu" and supported() else None
 
 
+#: Parts of the names of tables that are looked up: positions, levels, labels.
+NO_DECAY = ("embedding", "position_bias_table")
+
+
 def parameter_groups(
     network: nn.Module, *, lr: float = 2e-4, weight_decay: float = 1e-4, slow: float = 0.1
 ) -> list[dict[str, Any]]:
@@ -170,7 +174,7 @@ def parameter_groups(
         if p.requires_grad:
             leaf = name.rpartition(".")[2]
             is_slow = ".offsets." in name or leaf == "reference"
-            decays = p.ndim > 1 and leaf not in ("content", "reference") and "embedding" not in name
+            decays = p.ndim > 1 and leaf not in ("content", "reference") and not any(w in name for w in NO_DECAY)
             groups.setdefault((is_slow, decays), []).append(p)
     return [
         {"params": params, "lr": lr * (slow if is_slow else 1), "weight_decay": weight_decay if decays else 0.0}
