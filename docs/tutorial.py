@@ -72,14 +72,14 @@ print("curves:", WORK / "model" / "training.png")
 
 # %% [markdown]
 # ## Evaluation
-# On the validation split, which also fits the score from which up each organ is reported; then on the test split. A
-# folder of its own keeps the second table from replacing the first.
+# On the validation split, which also fits the score from which up each organ is reported; then on the test split,
+# whose table has a folder of its own.
 
 # %%
 both = [str(configs / "train.json"), str(configs / "evaluate.json")]
 run("evaluating", config_file=both, **settings)
-run("evaluating", config_file=both, **{**settings, "output_dir": str(WORK / "test")}, split="test")
-figures = json.loads((WORK / "test" / "metrics.json").read_text())
+run("evaluating", config_file=both, **settings, split="test")
+figures = json.loads((WORK / "model" / "test" / "metrics.json").read_text())
 print("keys of metrics.json:", ", ".join(figures))
 
 # %% [markdown]

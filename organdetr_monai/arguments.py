@@ -20,8 +20,9 @@ _HELP = ("-h", "--help")
 def for_fire(argv: Sequence[str], commands: Mapping[str, Callable]) -> list[str]:
     """Check a command line and write it so that fire takes it literally.
 
-    Options are checked against the annotations ``bool``, ``int`` and ``float``; everything else stays text. What stands
-    after a lone ``--`` is fire's (``-- --completion``).
+    Options are checked against the annotations ``bool``, ``int`` and ``float``; everything else stays text. An option
+    whose annotation is a ``tuple`` may be given several times. What stands after a lone ``--`` is fire's
+    (``-- --completion``).
 
     Raises
     ------
@@ -53,6 +54,7 @@ def _split(
     """Positional arguments, and options by parameter with values as fire is to read them."""
     positional: list[str] = []
     options: dict[str, str] = {}
+    repeated: dict[str, tuple[str, ...]] = {}
     flags = {name: p for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     queue = list(words)
     while queue:
@@ -77,19 +79,25 @@ def _split(
             if not queue or queue[0].startswith("--"):
                 raise InputError(f"{typed} has no value.", f"See `organdetr {command} --help`.")
             value = queue.pop(0)
-        options[name] = _literal(typed, value, parameter)
-    return positional, options
+        if "tuple" in str(parameter.annotation):
+            repeated[name] = (*repeated.get(name, ()), value)
+        else:
+            options[name] = _literal(typed, value, parameter)
+    return positional, options | {name: repr(values) for name, values in repeated.items()}
 
 
 def _name(typed: str, flags: Mapping[str, inspect.Parameter]) -> str | None:
     """Parameter that an option means; a letter that begins one option alone stands for it, as fire's help says.
 
-    Positional parameters may be named, too, but have no letter.
+    So does one that begins several of which one is required. Positional parameters may be named, too, but have no
+    letter.
     """
     if typed.startswith("--"):
         name = typed[2:].replace("-", "_")
         return name if name in flags else None
     starting = [name for name, p in flags.items() if p.kind is p.KEYWORD_ONLY and name[0] == typed[1:]]
+    if len(starting) > 1:
+        starting = [name for name in starting if flags[name].default is inspect.Parameter.empty]
     return starting[0] if len(starting) == 1 else None
 
 

@@ -7,16 +7,20 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from organdetr_monai.data.hounsfield import why_not_hu
 from organdetr_monai.errors import InputError, input_error
 from organdetr_monai.organs import resolve
 
 if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
     from organdetr_monai.data.scans import Scan
     from organdetr_monai.detections import Detections
     from organdetr_monai.detector import OrganDetector
@@ -60,12 +64,17 @@ class DetectReport:
     done : dict from str to Detections
         By name of the case.
     failed : dict from str to str
-        Name of the case, or input that leads to no scan, and the reason. A case of which only the DICOM report failed
-        is in both.
+        Name of the case, or input that leads to no scan, and the reason.
+    unreported : dict from str to str
+        Cases among those done of which only the DICOM report failed, and the reason.
+    organs : tuple of str
+        All that the weights know.
     """
 
     done: dict[str, Detections]
     failed: dict[str, str]
+    unreported: dict[str, str]
+    organs: tuple[str, ...]
 
 
 def detect_folder(
@@ -92,7 +101,8 @@ def detect_folder(
         See `OrganDetector.load`.
     options : DetectOptions, optional
     quiet : bool
-        Show no progress and no notes on what was passed over; errors always show, one line each on stderr.
+        Show no progress, no notes on what was passed over and no doubts whether a scan is a CT in HU; errors always
+        show, one line each on stderr.
     debug : bool
         Show the traceback of each error, too.
 
@@ -103,6 +113,7 @@ def detect_folder(
     """
     from tqdm import tqdm
 
+    from organdetr_monai.data.read_ahead import ReadAhead
     from organdetr_monai.writers.table import write_table
 
     options = options or DetectOptions()
@@ -110,31 +121,41 @@ def detect_folder(
     if output.exists() and not output.is_dir():
         raise InputError(f"The output {output} is a file.", "Name a folder.")
     scans, failed = _find(inputs, output, quiet=quiet)
-
-    from organdetr_monai.detector import OrganDetector  # seconds: after what may fail at once
-
-    detector = OrganDetector.load(model, device=device, configs=configs)
-    wanted = detector.organs if options.organs is None else select_organs(options.organs, detector.organs)
     done: dict[str, Detections] = {}
-    for scan in tqdm(scans, desc="detect", unit="scan", disable=True if quiet else None):
-        folder = output / scan.name
-        try:
-            done[scan.name] = _detect(detector, scan, folder, wanted, options.crop)
-            if options.report and scan.kind == "dicom":
+    unreported: dict[str, str] = {}
+    with ReadAhead(scans) as ahead:
+        from organdetr_monai.detector import OrganDetector  # seconds, in which the first scan is inflated
+
+        detector = OrganDetector.load(model, device=device, configs=configs)
+        wanted = detector.organs if options.organs is None else select_organs(options.organs, detector.organs)
+        readings = ahead.each(partial(_read, detector))
+        bar = tqdm(readings, desc="detect", total=len(scans), unit="scan", disable=True if quiet else None)
+        for scan, reading in bar:
+            folder = output / scan.name
+            try:
+                volume, doubt = reading.result()
+                if doubt is not None and not quiet:
+                    _say(f"{scan.name}: warning: {doubt}")
+                detections = detector(volume).select(wanted)
+                write_results(detections, volume[0].numpy(), folder, crop=options.crop)
+            except Exception as error:  # whatever it is, the other scans want their results
+                failed[scan.name] = _reason(error)
+                if folder.exists():
+                    failed[scan.name] += f" {folder} holds files of an earlier or unfinished run."
+                _complain(scan, failed, error, debug=debug)
+                continue
+            done[scan.name] = detections
+            if not (options.report and scan.kind == "dicom"):
+                continue
+            try:
                 from organdetr_monai.writers.dicom_sr import write_dicom_sr
 
-                write_dicom_sr(done[scan.name], scan.paths, folder / "detections.dcm")
-        except Exception as error:  # whatever it is, the other scans want their results
-            failed[scan.name] = _reason(error)
-            if scan.name in done:
-                failed[scan.name] = f"no DICOM report: {failed[scan.name]}"
-            elif folder.exists():
-                failed[scan.name] += f" {folder} holds files of an earlier or unfinished run."
-            _say(f"{scan.name}: {failed[scan.name]}")
-            if debug:
-                _say(traceback.format_exc())
-    write_table(done.items(), output / "summary.csv", failed=failed)
-    return DetectReport(done, failed)
+                write_dicom_sr(detections, scan.paths, folder / "detections.dcm")
+            except Exception as error:
+                unreported[scan.name] = f"no DICOM report: {_reason(error)}"
+                _complain(scan, unreported, error, debug=debug)
+    write_table(done.items(), output / "summary.csv", failed=failed, notes=unreported)
+    return DetectReport(done, failed, unreported, detector.organs)
 
 
 def _find(inputs: Sequence[str | os.PathLike], output: Path, *, quiet: bool) -> tuple[list[Scan], dict[str, str]]:
@@ -183,11 +204,10 @@ def _canonical(organ: str) -> str:
         return organ  # one of the model's own, which the registry does not know
 
 
-def _detect(detector: OrganDetector, scan: Scan, folder: Path, organs: Sequence[str], crop: float | None) -> Detections:
+def _read(detector: OrganDetector, scan: Scan) -> tuple[MetaTensor, str | None]:
+    """Volume of a scan, and what makes it look like something else than HU."""
     volume = detector.read(scan)
-    detections = detector(volume).select(organs)
-    write_results(detections, volume[0].numpy(), folder, crop=crop)
-    return detections
+    return volume, why_not_hu(volume[0].numpy())
 
 
 def write_results(detections: Detections, image: np.ndarray, folder: Path, *, crop: float | None = None) -> None:
@@ -232,6 +252,12 @@ def _reason(error: Exception) -> str:
     found = input_error(error)
     text = str(found) if found is not None else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
     return " ".join(text.split())
+
+
+def _complain(scan: Scan, reasons: dict[str, str], error: Exception, *, debug: bool) -> None:
+    _say(f"{scan.name}: {reasons[scan.name]}")
+    if debug:
+        _say("".join(traceback.format_exception(error)))
 
 
 def _say(line: str) -> None:

@@ -80,7 +80,7 @@ class OrganDetector:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         # Apart, so that arrays go the same way as files from here on, and callers get the scan as it was read.
-        self._load, self._prepare = _split_loading(preprocessing)
+        self._load, self._prepare = split_loading(preprocessing)
         if isinstance(threshold, Mapping) and (lacking := [organ for organ in self.organs if organ not in threshold]):
             raise InputError(
                 f"There is no threshold for {', '.join(lacking)}.", "Give one for each organ, or a number."
@@ -165,8 +165,8 @@ class OrganDetector:
             Whatever makes the scan unusable.
         """
         if isinstance(scan, tuple):
-            return _as_volume(*scan)
-        return _mended(self._load, {"image": scan})["image"]
+            return as_volume(*scan)
+        return mended(self._load, {"image": scan})["image"]
 
     def __call__(self, scan: ScanLike) -> Detections:
         """Find the organs.
@@ -187,7 +187,7 @@ class OrganDetector:
             Whatever makes the scan unusable: unreadable, not one 3D volume of HU, without a body.
         """
         volume = scan if isinstance(scan, MetaTensor) else self.read(scan)
-        sample = _mended(self._prepare, {"image": volume})
+        sample = mended(self._prepare, {"image": volume})
         image = sample["image"].as_tensor()[None].to(self.device)  # (1, 1, x, y, z)
         with torch.inference_mode():
             (prediction,) = self.inferer(image, self.network)
@@ -210,10 +210,14 @@ def configured(
     *,
     device: torch.device | str | None = None,
     configs: Sequence[str | os.PathLike] = (),
+    names: Sequence[Path] = (_CONFIG,),
 ) -> ConfigParser:
-    """The config of a bundle or checkpoint, with what training wrote beside the weights; see `OrganDetector.load`."""
-    root, checkpoint = _locate(model)
-    parser = _read_config(root, configs)
+    """The config of a bundle or checkpoint, with what training wrote beside the weights; see `OrganDetector.load`.
+
+    Of `names`, paths in a bundle, it is the first that is there.
+    """
+    root, config, checkpoint = _locate(model, names)
+    parser = _read_config(config, configs)
     parser["bundle_root"] = str(root)
     if checkpoint is not None:
         parser["ckpt_path"] = str(checkpoint)
@@ -227,33 +231,38 @@ def configured(
     return parser
 
 
-def _locate(model: str | os.PathLike | None) -> tuple[Path, Path | None]:
-    """Bundle folder, and the checkpoint if one was named."""
+def _locate(model: str | os.PathLike | None, names: Sequence[Path]) -> tuple[Path, Path, Path | None]:
+    """Bundle folder, its config, and the checkpoint if one was named."""
+
+    def config_of(root: Path) -> Path | None:
+        return next((root / name for name in names if (root / name).is_file()), None)
+
     if model is None:
-        if not (_DEFAULT_BUNDLE / _CONFIG).is_file():
-            raise InputError(f"The package is not part of a bundle: {_DEFAULT_BUNDLE} has no {_CONFIG}.", _TRAIN)
-        return _DEFAULT_BUNDLE, None
+        if (config := config_of(_DEFAULT_BUNDLE)) is None:
+            raise InputError(f"The package is not part of a bundle: {_DEFAULT_BUNDLE} has no {names[-1]}.", _TRAIN)
+        return _DEFAULT_BUNDLE, config, None
     path = Path(model).expanduser()
-    if path.is_dir() and not (path / _CONFIG).is_file():
+    config = config_of(path)
+    if path.is_dir() and config is None:
         if not (path / "model.pt").is_file():
             remedy = "Give a bundle's folder, that of a training, or a .pt, .onnx or .ts file."
-            raise InputError(f"{path} is no bundle: it has neither {_CONFIG} nor model.pt.", remedy)
+            raise InputError(f"{path} is no bundle: it has neither {names[-1]} nor model.pt.", remedy)
         path = path / "model.pt"
-    if path.is_dir():
-        return path, None
+    if config is not None:
+        return path, config, None
     if not path.is_file():
         raise InputError(f"The model {path} does not exist.", "Give a bundle's folder or a .pt file.")
     if path.suffix != ".pt":
         raise InputError(f"{path} is neither a bundle's folder nor a .pt, .onnx or .ts file.", "Give one of these.")
     owner = path.resolve().parents[1]
-    if path.resolve().parent.name == "models" and (owner / _CONFIG).is_file():
-        return owner, path
-    return _locate(None)[0], path
+    if path.resolve().parent.name == "models" and (config := config_of(owner)) is not None:
+        return owner, config, path
+    return *_locate(None, names)[:2], path
 
 
-def _read_config(root: Path, deltas: Sequence[str | os.PathLike]) -> ConfigParser:
+def _read_config(config: Path, deltas: Sequence[str | os.PathLike]) -> ConfigParser:
     parser = ConfigParser()
-    for path in (root / _CONFIG, *map(Path, deltas)):
+    for path in (config, *map(Path, deltas)):
         if not path.is_file():
             raise InputError(f"The config {path} does not exist.", "Check the path.")
         try:
@@ -261,7 +270,7 @@ def _read_config(root: Path, deltas: Sequence[str | os.PathLike]) -> ConfigParse
         except Exception as error:  # of the JSON or YAML library
             reason = " ".join(str(error).split())
             raise InputError(f"{path} is no config ({reason}).", "Correct the JSON or YAML.") from error
-    parser.read_config([str(root / _CONFIG), *map(str, deltas)])
+    parser.read_config([str(config), *map(str, deltas)])
     return parser
 
 
@@ -269,10 +278,10 @@ def parsed(parser: ConfigParser, key: str) -> Any:
     """What a key of a config means; an `InputError` on the way comes out as itself."""
     if key not in parser:
         raise InputError(f"The config has no {key!r}.", f"Start from the {_CONFIG} of this project.")
-    return _mended(parser.get_parsed_content, key)
+    return mended(parser.get_parsed_content, key)
 
 
-def _mended(call: Callable, *args: Any) -> Any:
+def mended(call: Callable, *args: Any) -> Any:
     """Call into MONAI; an `InputError` that it has wrapped comes out as itself."""
     try:
         return call(*args)
@@ -286,14 +295,14 @@ def _mended(call: Callable, *args: Any) -> Any:
 
 
 def model_of(parser: ConfigParser) -> Model:
-    """What the config's `DetectionsSaver` writes into the results of ``python -m monai.bundle run``."""
+    """What the config's saver of results writes into the results of ``python -m monai.bundle run``."""
     for i, handler in enumerate(parser.get("handlers") or []):
-        if isinstance(handler, Mapping) and str(handler.get("_target_")).endswith(".DetectionsSaver"):
+        if isinstance(handler, Mapping) and str(handler.get("_target_")).endswith(("DetectionsSaver", "LesionsSaver")):
             return Model(*(str(parsed(parser, f"handlers::{i}::{key}")) for key in ("model_name", "model_version")))
-    raise InputError("The config's handlers have no DetectionsSaver.", f"Start from the {_CONFIG} of this project.")
+    raise InputError("The config's handlers have no saver of results.", f"Start from the {_CONFIG} of this project.")
 
 
-def _split_loading(preprocessing: Compose) -> tuple[Callable, Compose]:
+def split_loading(preprocessing: Compose) -> tuple[Callable, Compose]:
     first, *rest = preprocessing.transforms
     if not isinstance(first, LoadScand):
         raise InputError(f"The preprocessing starts with {type(first).__name__}.", "Let it start with LoadScand.")
@@ -312,7 +321,7 @@ def _check_device(device: torch.device | str) -> torch.device:
     return device
 
 
-def _as_volume(array: ArrayLike, affine: ArrayLike) -> MetaTensor:
+def as_volume(array: ArrayLike, affine: ArrayLike) -> MetaTensor:
     values, affine = np.asarray(array), check_affine(affine)
     if values.ndim != 3 or values.dtype.kind not in "iuf":
         raise InputError(f"The array has shape {values.shape} and type {values.dtype}.", "Give (X, Y, Z) in HU.")

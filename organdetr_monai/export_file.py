@@ -116,6 +116,8 @@ def _format(path: Path, format: str | None) -> str:
 
 def _settings(parser: ConfigParser, device: str) -> ModelSettings:
     organs = tuple(parsed(parser, "organs"))
+    inferer = _plain(parser, "inferer")
+    inferer.pop("amp_dtype", None)  # what is fast here may be slow there; the file computes in float32
     settings = ModelSettings(
         model=model_of(parser),
         organs=organs,
@@ -124,7 +126,7 @@ def _settings(parser: ConfigParser, device: str) -> ModelSettings:
         window=_plain(parser, "window"),
         hu_window=_plain(parser, "hu_window"),
         preprocessing=_plain(parser, "preprocessing"),
-        inferer=_plain(parser, "inferer"),
+        inferer=inferer,
         device=device,
     )
     build(settings.preprocessing), build(settings.inferer)  # now, rather than where the file is used

@@ -6,10 +6,10 @@ would undo each refusal here; its NibabelReader and ITKReader are.
 
 from __future__ import annotations
 
-import math
 import os
 import zlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from organdetr_monai.data.dicom import series_geometry
 from organdetr_monai.data.headers import load_nifti
+from organdetr_monai.data.nifti import inflate, read_voxels
 from organdetr_monai.data.scans import Scan, find_scan
 from organdetr_monai.errors import InputError
 
@@ -60,11 +61,12 @@ def read_scan(scan: Scan | str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         _check_file(path)
     if scan.kind == "dicom":
         array, affine = _read_dicom(scan.paths)
+    elif scan.kind == "nifti":
+        array, affine = _read_nifti(scan.paths[0], scan.voxels or partial(read_voxels, scan.paths[0]))
     else:
-        array, affine = (_read_nifti if scan.kind == "nifti" else _read_itk)(scan.paths[0])
-    finite = np.isfinite(array)
-    if not finite.all():
-        count = finite.size - np.count_nonzero(finite)
+        array, affine = _read_itk(scan.paths[0])
+    if not (np.isfinite(array.min()) and np.isfinite(array.max())):  # a NaN anywhere is both
+        count = array.size - np.count_nonzero(np.isfinite(array))
         raise InputError(f"{scan.path} has {count} voxels that are NaN or infinite.", "Replace them, e.g. by -1024 HU.")
     return array, affine
 
@@ -112,7 +114,7 @@ def _to_metatensor(scan: Scan, array: np.ndarray, affine: np.ndarray) -> MetaTen
     return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine), meta=meta)
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_nifti(path: Path, voxels: Callable[[], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     try:
         image = NibabelReader(mmap=False).read(path)
         stored = load_nifti(path).affine
@@ -135,48 +137,13 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
             _SET_ORIENTATION,
         )
     try:
-        array = _nifti_values(path, image)
+        array = voxels()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} is damaged or cut off ({error}).", _GET_AGAIN) from error
+    except MemoryError as error:
+        what = f"{path} has {'×'.join(map(str, image.shape))} voxels by its header, too many for this machine."
+        raise InputError(what, "Crop it; or get it again: its header may be damaged.") from error
     return array.reshape(array.shape[:3], order="F"), np.array(stored, dtype=float)
-
-
-def _nifti_values(path: Path, image: Any) -> np.ndarray:
-    """Read and rescale in float32; nibabel, and MONAI with it, goes through float64 where there is a slope."""
-    proxy = image.dataobj
-    if path.suffix.lower() == ".gz":  # a third faster than Python's gzip, and with its checksum, which nibabel skips
-        stored = np.frombuffer(b"".join(_inflate(path)), proxy.dtype, math.prod(proxy.shape), proxy.offset)
-        stored = stored.reshape(proxy.shape, order="F")
-    else:
-        stored = proxy.get_unscaled()
-    array = np.array(stored, dtype=np.float32, order="F")
-    if (proxy.slope, proxy.inter) != (1, 0):
-        array *= np.float32(proxy.slope)
-        array += np.float32(proxy.inter)
-    return array
-
-
-def _inflate(path: Path, start: int = 0) -> Iterator[bytes]:
-    """Yield what a gzip or zlib block holds from byte `start` on, to the end and its checksum.
-
-    Raises
-    ------
-    zlib.error, EOFError
-        If the block is damaged or ends early.
-    """
-    inflate = zlib.decompressobj(wbits=47)  # 47: either header
-    with open(path, "rb") as file:
-        file.seek(start)
-        while chunk := file.read(1 << 20):
-            while chunk:
-                if inflate.eof:
-                    if not chunk.startswith(b"\x1f"):  # padding, not another gzip member
-                        return
-                    inflate = zlib.decompressobj(wbits=47)
-                yield inflate.decompress(chunk)
-                chunk = inflate.unused_data
-    if not inflate.eof:
-        raise EOFError("compressed data end early")
 
 
 def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -230,7 +197,7 @@ def _check_metaimage(path: Path, image_io: Any) -> None:
         size = block.stat().st_size - start * local
         if header.get("CompressedData", "").lower() == "true":
             # ITK prints "Uncompress failed", goes on with what it has and returns it, so the block is checked here.
-            size = sum(map(len, _inflate(block, start * local)))
+            size = sum(map(len, inflate(block, start * local)))
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is damaged, cut off or without its voxel file ({error}).", _GET_AGAIN) from error
     if size < expected:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from organdetr_monai.data import dicom
 from organdetr_monai.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Kind = Literal["nifti", "nrrd", "metaimage", "dicom"]
 
@@ -41,12 +44,15 @@ class Scan:
         The one file, or all slices of a DICOM series in no particular order.
     series_uid : str or None
         DICOM SeriesInstanceUID; None for other kinds and where an anonymiser removed it.
+    voxels : callable, optional
+        Gives what :func:`organdetr_monai.data.nifti.read_voxels` gives, where somebody has begun to read a NIfTI file.
     """
 
     name: str
     kind: Kind
     paths: tuple[Path, ...]
     series_uid: str | None = None
+    voxels: Callable[[], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     @property
     def path(self) -> Path:

@@ -35,6 +35,16 @@ def plain(x: Any) -> torch.Tensor:
     return x.as_tensor() if isinstance(x, MetaTensor) else torch.as_tensor(x)
 
 
+def in_memory_order(values: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """View of a tensor with its axes from the longest stride to the shortest, and which axis each one was.
+
+    Scans lie in memory as their file stores them, mostly the other way round: on such a tensor many operations of torch
+    first make a copy in its own order, which takes longer than the operation.
+    """
+    order = sorted(range(values.ndim), key=values.stride, reverse=True)
+    return values.permute(order), order
+
+
 def with_affine(values: torch.Tensor, affine: np.ndarray, like: MetaTensor) -> MetaTensor:
     """MetaTensor of new values on a new grid, with the metadata of the MetaTensor ``like``."""
     meta = {k: v for k, v in like.meta.items() if k != "affine"}
@@ -81,7 +91,7 @@ class CheckImaged(MapTransform):
                     "Give one 3D CT.",
                 )
             if volume.dtype.is_floating_point:
-                values = plain(volume)
+                values, _ = in_memory_order(plain(volume))
                 # A NaN anywhere is the minimum and the maximum; no second volume is needed.
                 if not torch.isfinite(torch.stack(torch.aminmax(values))).all():
                     bad = int((~torch.isfinite(values)).sum())
@@ -126,12 +136,15 @@ class BlockAveraged(MapTransform):
         factors = np.maximum(np.floor(self.spacing / spacing_of(affine) + 1e-3), 1).astype(int)
         if (factors == 1).all():
             return volume
-        values = plain(volume)[None].float()  # (1, 1, X, Y, Z)
-        blocks = F.avg_pool3d(values, tuple(factors.tolist()), ceil_mode=True, count_include_pad=False)
+        values, order = in_memory_order(plain(volume)[0])
+        blocks = F.avg_pool3d(
+            values[None].float(), tuple(factors[order].tolist()), ceil_mode=True, count_include_pad=False
+        )
+        blocks = blocks.permute(0, *np.argsort(order) + 1)  # (1, x, y, z)
         # Centre of the first block lies (f - 1) / 2 voxels from the centre of the first voxel.
         step = np.diag([*factors, 1.0])
         step[:3, 3] = (factors - 1) / 2
-        return with_affine(blocks[0], affine @ step, volume)
+        return with_affine(blocks, affine @ step, volume)
 
 
 class CropBodyd(MapTransform):

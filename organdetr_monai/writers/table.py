@@ -25,7 +25,11 @@ COLUMNS = (
 
 
 def write_table(
-    cases: Iterable[tuple[str, Detections]], path: str | os.PathLike, *, failed: Mapping[str, str] | None = None
+    cases: Iterable[tuple[str, Detections]],
+    path: str | os.PathLike,
+    *,
+    failed: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write a CSV summary.
 
@@ -37,6 +41,8 @@ def write_table(
     failed : mapping from str to str, optional
         Cases without a result, and why: a line with status ``failed`` and the reason under ``error``, so that a case
         never vanishes from the table.
+    notes : mapping from str to str, optional
+        Cases with a result of which something else failed, and what: stands under ``error`` of each of their lines.
 
     Notes
     -----
@@ -48,7 +54,7 @@ def write_table(
         writer.writeheader()
         for case, detections in cases:
             for entry in detections.organs:
-                writer.writerow(_row(case, detections, entry))
+                writer.writerow({**_row(case, detections, entry), "error": (notes or {}).get(case, "")})
         for case, error in (failed or {}).items():
             writer.writerow({"case": case, "status": "failed", "error": " ".join(error.split())})
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from organdetr_monai.detections import Detections, OrganDetection
 from organdetr_monai.geometry import axcodes_of, spacing_of
@@ -44,6 +46,10 @@ class View:
     index, count : int
         Slice of the original array along the axis cut through, and how many it has.
     boxes : tuple of FlatBox
+    labels : ndarray of shape (rows, columns), optional
+        Of a label map, cut like the pixels.
+    points : tuple of (right, down, distance)
+        In mm from the picture's top left corner, and from the slice.
     """
 
     name: str
@@ -54,10 +60,14 @@ class View:
     index: int
     count: int
     boxes: tuple[FlatBox, ...]
+    labels: np.ndarray | None = None
+    points: tuple[tuple[float, float, float], ...] = ()
 
 
-def standard_views(detections: Detections, image: np.ndarray) -> tuple[View, ...]:
-    """Axial, coronal and sagittal slice, each where it cuts most boxes.
+def standard_views(
+    detections: Detections, image: np.ndarray, *, labels: np.ndarray | None = None, points: ArrayLike = ()
+) -> tuple[View, ...]:
+    """Axial, coronal and sagittal slice, each through the first point, or where it cuts most boxes.
 
     Parameters
     ----------
@@ -65,6 +75,10 @@ def standard_views(detections: Detections, image: np.ndarray) -> tuple[View, ...
     image : ndarray of shape (X, Y, Z)
         The original array in HU; only three slices are read, and air around the body is cut off. In an oblique scan
         the views follow the array's axes, named by the patient's nearest ones, so that boxes stay rectangles.
+    labels : ndarray of shape (X, Y, Z), optional
+        A label map to be cut like the image.
+    points : array_like of shape (n, 3)
+        Voxels of the original array to be marked.
     """
     codes = axcodes_of(detections.affine)
     order = [next(i for i, code in enumerate(codes) if code in ends) for ends in _LETTERS]  # array axis of x, y, z
@@ -74,23 +88,18 @@ def standard_views(detections: Detections, image: np.ndarray) -> tuple[View, ...
     boxes = np.array([entry.box_voxel for entry in detections.present], dtype=np.float64).reshape(-1, 2, 3)[..., order]
     mirrored = shape - boxes[:, ::-1]
     boxes = np.where(flipped, mirrored, boxes)  # (M, 2, 3), voxels along L, P, S
+    centers = np.asarray(points, dtype=np.float64).reshape(-1, 3)[:, order] + 0.5
+    centers = np.where(flipped, shape - centers, centers)  # (n, 3), likewise
     slices = []
     for _, through, right, vertical, up in _PLANES:
         index = _busiest_slice(boxes[:, 0, through], boxes[:, 1, through], shape[through])
+        index = int(centers[0, through]) if len(centers) else index
         original = int(shape[through]) - 1 - index if flipped[through] else index
-        where: list = [slice(None)] * 3
-        where[order[through]] = original
-        pixels = np.asarray(image[tuple(where)])  # two axes, in array order
-        if order[right] < order[vertical]:
-            pixels = pixels.T  # rows are the vertical axis
-        if flipped[vertical] != up:
-            pixels = pixels[::-1]
-        if flipped[right]:
-            pixels = pixels[:, ::-1]
-        slices.append((index, original, pixels))
-    low, high = _field(boxes, [pixels for _, _, pixels in slices], shape)
+        cut = _Cut(order[through], original, order[right] < order[vertical], flipped[vertical] != up, flipped[right])
+        slices.append((index, original, cut(image), None if labels is None else cut(labels)))
+    low, high = _field(boxes, [pixels for _, _, pixels, _ in slices], shape)
     views = []
-    for (name, through, right, vertical, up), (index, original, pixels) in zip(_PLANES, slices, strict=True):
+    for (name, through, right, vertical, up), (index, original, pixels, ids) in zip(_PLANES, slices, strict=True):
         rows = slice(shape[vertical] - high[vertical], shape[vertical] - low[vertical])
         rows = rows if up else slice(low[vertical], high[vertical])
         plane = (through, right, vertical, up)
@@ -102,9 +111,46 @@ def standard_views(detections: Detections, image: np.ndarray) -> tuple[View, ...
         ]
         ends = _LETTERS[vertical]
         marks = (_LETTERS[right][0], ends[int(up)], _LETTERS[right][1], ends[int(not up)])
-        cut = pixels[rows, low[right] : high[right]]
-        views.append(View(name, cut, size[right], size[vertical], marks, original, int(shape[through]), tuple(flat)))
+        window = (rows, slice(low[right], high[right]))
+        spots = []
+        for center in (centers - low) * spacing:
+            down = size[vertical] - center[vertical] if up else center[vertical]
+            spots.append((float(center[right]), float(down), float(abs(center[through] - position))))
+        views.append(
+            View(
+                name,
+                pixels[window],
+                size[right],
+                size[vertical],
+                marks,
+                original,
+                int(shape[through]),
+                tuple(flat),
+                None if ids is None else ids[window],
+                tuple(spots),
+            )
+        )
     return tuple(views)
+
+
+class _Cut(NamedTuple):
+    """How one slice of an array becomes a picture."""
+
+    axis: int
+    place: int
+    is_turned: bool  # the array has the picture's columns before its rows
+    is_upside_down: bool
+    is_mirrored: bool
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        where: list = [slice(None)] * 3
+        where[self.axis] = self.place
+        pixels = np.asarray(array[tuple(where)])  # two axes, in array order
+        if self.is_turned:
+            pixels = pixels.T  # rows are the vertical axis
+        if self.is_upside_down:
+            pixels = pixels[::-1]
+        return pixels[:, ::-1] if self.is_mirrored else pixels
 
 
 def _field(boxes: np.ndarray, pictures: list[np.ndarray], shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

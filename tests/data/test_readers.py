@@ -165,6 +165,7 @@ NIFTI_REFUSALS = {
     "pixdim against sform": (lambda p: nifti(p, pixdim=[1, 9, 9, 9, 1, 1, 1, 1], qform_code=0), "contradicts"),
     "flat": (lambda p: nifti(p, srow_x=[0] * 4, qform_code=0), "voxel size of"),
     "two axes in one direction": (lambda p: nifti(p, affine=SINGULAR), "off a right angle"),
+    "more voxels than fit": (lambda p: nifti(p, dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]), "32767×32767×32767 voxels"),
     "affine not finite": (lambda p: nifti(p, srow_x=[np.nan, 0, 0, 0], qform_code=0), "finite"),
 }
 

@@ -127,6 +127,24 @@ def test_block_average_is_the_mean_of_the_blocks_and_keeps_partial_ones():
     np.testing.assert_allclose(image.affine @ torch.tensor([0.0, 0, 0, 1]).double(), [0.5, 0.5, 0.5, 1])
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_block_averages_do_not_depend_on_how_the_voxels_lie_in_memory(order):
+    values = np.random.default_rng(0).integers(-1024, 3072, (33, 29, 17)).astype(np.float32)
+    stored = np.ascontiguousarray(values.transpose(order)).transpose(np.argsort(order))
+    affine = np.diag([0.7, 0.9, 2.4, 1.0])
+    plain = torch.nn.functional.avg_pool3d(
+        torch.from_numpy(values)[None], (7, 5, 2), ceil_mode=True, count_include_pad=False
+    )
+    image = BlockAveraged("image", 5.0)({"image": volume(stored, affine)})["image"]
+    assert torch.equal(image.as_tensor(), plain), "sums of whole HU are exact in any order"
+    noise = np.random.default_rng(1).random(values.shape, dtype=np.float32)
+    plain = torch.nn.functional.avg_pool3d(
+        torch.from_numpy(values + noise)[None], (7, 5, 2), ceil_mode=True, count_include_pad=False
+    )
+    image = BlockAveraged("image", 5.0)({"image": volume(stored + noise, affine)})["image"]
+    torch.testing.assert_close(image.as_tensor(), plain, rtol=0, atol=1e-3)  # HU
+
+
 def test_coarse_volumes_are_not_averaged():
     image = volume(np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32))
     assert BlockAveraged("image", 1.9)({"image": image})["image"] is image
@@ -172,8 +190,9 @@ def test_a_scan_of_air_is_refused(value):
         CropBodyd("image")({"image": volume(np.full((9, 9, 9), value, np.float32))})
 
 
-def test_voxels_that_are_no_numbers_are_counted():
-    values = np.zeros((4, 5, 6), np.float32)
+@pytest.mark.parametrize("order", "CF")
+def test_voxels_that_are_no_numbers_are_counted(order):
+    values = np.zeros((4, 5, 6), np.float32, order)
     values[0, 0, :2], values[1, 1, 1] = np.nan, np.inf
     image = volume(values)
     image.meta["filename_or_obj"] = "scan.nii.gz"

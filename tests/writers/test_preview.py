@@ -53,6 +53,22 @@ def test_views_show_the_patient_in_radiological_convention():
     )  # liver at the picture's left, left kidney at its right
 
 
+@given(order=orders, flips=flip_flags)
+def test_points_and_labels_lie_on_their_voxels_however_the_array_is_stored(order, flips):
+    """The slices go through the first point, where the label map and the scan have one value each."""
+    labels = np.arange(HU.size).reshape(SHAPE)
+    points = np.array([[7, 21, 13], [30, 2, 5]])
+    array, affine = reorient(labels, STRAIGHT, order, flips)
+    moved = np.array([np.argwhere(array == labels[tuple(point)])[0] for point in points])
+    result = result_on(affine, array.shape, transform_boxes(BOXES, STRAIGHT, affine))
+    for view in standard_views(result, array.astype(float), labels=array, points=moved):
+        np.testing.assert_array_equal(view.labels, view.pixels)
+        (x, y, distance), (_, _, other) = view.points
+        rows, columns = view.labels.shape
+        row, column = int(y / view.height * rows), int(x / view.width * columns)
+        assert view.labels[row, column] == labels[7, 21, 13] and distance == 0 < other
+
+
 def test_air_around_the_body_is_cut_off_and_boxes_stay_on_their_organs():
     shape = (100, 80, 60)
     scan = np.full(shape, -1024, np.int16)

@@ -42,6 +42,14 @@ def test_absent_and_failed_leave_cells_empty_instead_of_zero(tmp_path):
     assert rows[0]["truncated"] == "right" and list(rows[0]) == list(COLUMNS)
 
 
+def test_what_else_failed_stands_with_the_results_of_its_case(tmp_path):
+    cases = [("a", make_result()), ("b", make_result())]
+    write_table(cases, tmp_path / "t.csv", notes={"b": "no DICOM report"})
+    rows = read(tmp_path / "t.csv")
+    assert {(row["case"], row["error"]) for row in rows} == {("a", ""), ("b", "no DICOM report")}
+    assert len(rows) == 2 * len(ORGANS) and all(row["status"] != "failed" for row in rows)
+
+
 def test_no_cases_is_a_heading(tmp_path):
     write_table([], tmp_path / "t.csv")
     assert read(tmp_path / "t.csv") == []
