@@ -21,7 +21,7 @@ class Bundle:
     ----------
     name : str
         Folder of the assembled bundle, and its name in the model zoo. Says task and modality: MONAI Label tells a
-        detector by the word "detection" in it.
+        detector by the word "detection" in it, and one that takes clicks by "deepgrow".
     configs : str
         Becomes ``configs/``. A folder below it that has a ``metadata.json`` of its own is another bundle and stays out.
     models : str
@@ -99,4 +99,16 @@ def _file(root: Path, name: str) -> Path:
     return path
 
 
-BUNDLES = {bundle.name: bundle for bundle in (Bundle("organ_detr_ct_detection"),)}
+BUNDLES = {
+    bundle.name: bundle
+    for bundle in (
+        Bundle("organ_detr_ct_detection"),
+        Bundle(
+            "miq_sam3d_ct_deepgrow_annotation",
+            configs="configs/miq_sam3d",
+            models="models/miq_sam3d",
+            model_files=("model.pt", "model.json"),
+            docs="docs/miq_sam3d",
+        ),
+    )
+}

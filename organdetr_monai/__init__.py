@@ -16,4 +16,6 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name == "OrganDetector":
         return submodule(__name__, "detector").OrganDetector
+    if name == "LesionFinder":
+        return submodule(__name__, "miq_sam3d").finder.LesionFinder
     return submodule(__name__, name)

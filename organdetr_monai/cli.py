@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 
+from organdetr_monai import __version__
 from organdetr_monai.errors import InputError, input_error
 
 __all__ = ["COMMANDS", "main"]
@@ -37,7 +38,7 @@ def detect(
     inputs
         NIfTI, NRRD, MHA or MHD files, DICOM files or folders, or folders of these to any depth.
     output
-        Folder of the results; files of an earlier run are replaced.
+        Folder of the results, -o for short; files of an earlier run are replaced.
     organs
         Only these, such as liver,spleen (see `organdetr organs`).
     crop
@@ -69,8 +70,74 @@ def detect(
         debug=debug,
     )
     if not quiet:
-        print(f"{len(report.done)} done, {len(report.failed)} failed, results in {output}")
-    return 1 if report.failed else 0
+        partly = f" ({len(report.unreported)} without a DICOM report)" if report.unreported else ""
+        print(f"{len(report.done)} done{partly}, {len(report.failed)} failed, results in {output}")
+        if empty := [name for name, detections in report.done.items() if not detections.present]:
+            print(f"no organ found in {', '.join(empty)}")
+        print(f"the weights know: {', '.join(report.organs)}")
+    return 1 if report.failed or report.unreported else 0
+
+
+def click(
+    scan: str,
+    *,
+    output: str,
+    point: tuple[str, ...] = (),
+    space: str | None = None,
+    background: tuple[str, ...] = (),
+    model: str | None = None,
+    configs: str | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+    debug: bool = False,
+) -> int:
+    """Find every lesion of the kind of a clicked one: one click, all of them.
+
+    Writes lesions.nii.gz (a label map on the scan's own grid, 1 is the clicked lesion), lesions.json and preview.png.
+    The exit code is 1 if there is nothing to find where the clicks lie.
+
+    Parameters
+    ----------
+    scan
+        A NIfTI, NRRD, MHA or MHD file, or a folder of one DICOM series.
+    output
+        Folder of the results; files of an earlier run are replaced.
+    point
+        x,y,z of a click on a lesion; may be given several times, also for lesions of several kinds.
+    space
+        What the numbers are, voxel (indices in the file's array, from 0) or lps (patient mm). There is no default.
+    background
+        x,y,z of a click on what is not wanted: the lesion there is left out. May be given several times.
+    model
+        A bundle's folder or a checkpoint (.pt); the bundle that this program is part of where not given.
+    configs
+        Config deltas that the model was trained with.
+    device
+        Such as cpu or cuda; a GPU where there is one if not given.
+    quiet
+        Print errors only.
+    debug
+        Show where an error comes from.
+    """
+    from organdetr_monai.click import click_scan
+
+    answer = click_scan(
+        scan,
+        output,
+        points=point,
+        space=space,
+        background=background,
+        model=model,
+        configs=_names(configs) or (),
+        device=device,
+    )
+    if not quiet:
+        from organdetr_monai.writers.lesions import format_table
+
+        if answer.found:
+            print(format_table(answer))
+        print(answer.reason or f"{len(answer.lesions)} found, results in {output}")
+    return 0 if answer.found else 1
 
 
 def prepare(
@@ -274,12 +341,14 @@ def export(
 class _Commands(dict[str, Callable]):
     """Organ detection in CT.
 
-    Exit codes: 0 all done, 1 some case failed, 2 bad usage. Training and evaluation of the model itself go through
-    `python -m monai.bundle run`.
+    Exit codes: 0 all done, 1 some case failed, 2 bad usage. `--version` alone tells the version. Training and
+    evaluation of the model itself go through `python -m monai.bundle run`.
     """
 
 
-COMMANDS = _Commands(detect=detect, prepare=prepare, organs=organs, phantom=phantom, evaluate=evaluate, export=export)
+COMMANDS = _Commands(
+    detect=detect, click=click, prepare=prepare, organs=organs, phantom=phantom, evaluate=evaluate, export=export
+)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -315,6 +384,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
+    if argv == ["--version"]:
+        print(f"organdetr {__version__}")
+        return 0
     try:
         command = for_fire(argv, COMMANDS)
         # Help that was asked for is a result, not an error: `organdetr --help | less`.

@@ -45,14 +45,15 @@ def _organ_to_dict(entry: OrganDetection) -> dict:
         "status": entry.status,
         "score": entry.score,
         "truncated": list(entry.truncated),
-        "box_mm": None if box is None else _box_to_dict(box),
+        "box_mm": None if box is None else box_to_dict(box),
         "box_voxel": None if entry.box_voxel is None else np.reshape(entry.box_voxel, (2, 3)).T.tolist(),
         "center_mm": None if box is None else box.center.tolist(),
         "size_mm": None if box is None else box.size.tolist(),
     }
 
 
-def _box_to_dict(box: OrientedBox) -> dict:
+def box_to_dict(box: OrientedBox) -> dict:
+    """``box_mm`` of a box: its corners, or where it is oblique centre, size and orientation."""
     if box.is_axis_aligned:
         return {"min": box.min.tolist(), "max": box.max.tolist()}
     return {"center": box.center.tolist(), "size": box.size.tolist(), "orientation": box.orientation.tolist()}
@@ -125,7 +126,12 @@ def _organ_from_dict(entry: Mapping[str, Any]) -> OrganDetection:
 
 def save(detections: Detections, path: str | os.PathLike) -> None:
     """Write the JSON file, whole or not at all."""
-    text = json.dumps(to_dict(detections), indent=2, allow_nan=False)
+    write_document(to_dict(detections), path)
+
+
+def write_document(document: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write plain data as JSON for people to read, too: a list of numbers takes one line."""
+    text = json.dumps(document, indent=2, allow_nan=False)
     text = _LIST.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
     with replacing(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")

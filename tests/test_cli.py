@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import organdetr_monai
 from organdetr_monai import detector as detector_module
 from organdetr_monai.cli import COMMANDS, main
 from organdetr_monai.data.phantom import PHANTOM_ORGANS, make_phantom
@@ -105,6 +106,25 @@ def test_notes_and_sum_without_quiet(bundle, folder, tmp_path, capsys):
     assert "1 done, 1 failed" in out and "notes.txt" in err
 
 
+def test_it_says_which_organs_the_weights_know_and_where_none_was_found(folder, tmp_path, capsys):
+    strict = make_bundle(tmp_path / "b", thresholds="$dict.fromkeys(@organs, 1.0)")
+    scan = folder / "good.nii.gz"
+    assert run("detect", scan, "-o", tmp_path / "out", "--model", strict, "--organs", "liver") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == ["no organ found in good", f"the weights know: {', '.join(PHANTOM_ORGANS)}"]
+
+
+def test_what_does_not_look_like_a_ct_is_detected_in_with_a_warning(bundle, phantom, tmp_path, capsys):
+    mask = (phantom.image > -500).astype(np.uint8)
+    scan = write(tmp_path / "mask.nii.gz", mask, phantom.affine)
+    assert run("detect", scan, "-o", tmp_path / "out", "--model", bundle) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line.startswith("mask: warning: its values lie in [0, 1], ") and "like a mask's" in line
+    assert (tmp_path / "out" / "mask" / "detections.json").exists()
+    assert run("detect", scan, "-o", tmp_path / "out", "--model", bundle, "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_all_good_is_0_and_a_second_run_replaces_the_first(bundle, folder, tmp_path, capsys):
     arguments = ("detect", folder / "good.nii.gz", "--output", tmp_path, "--model", bundle, "-q")
     assert run(*arguments, "--organs", "liver,Left Kidney") == 0
@@ -140,7 +160,12 @@ def test_report_for_dicom_alone(bundle, folder, phantom, tmp_path, capsys):
     # Without a frame of reference there is no report, but the rest is there.
     assert run("detect", folder / "series", "--output", tmp_path / "bare", "--model", bundle, "--sr") == 1
     assert (tmp_path / "bare" / "series" / "preview.png").exists()
-    assert "series: no DICOM report: " in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "series: no DICOM report: " in err and "1 done (1 without a DICOM report), 0 failed" in out
+    with (tmp_path / "bare" / "summary.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["status"] for row in rows} <= {"present", "absent"}, "the case has its result"
+    assert all(row["error"].startswith("no DICOM report: ") for row in rows) and len(rows) == len(PHANTOM_ORGANS)
 
 
 def test_debug_shows_where(bundle, folder, tmp_path, capsys):
@@ -170,6 +195,9 @@ def test_defect_of_the_program_is_one_line_too(monkeypatch, capsys):
         (["detect", "a.nii", "--output", "out", "--cropp=3"], "Did you mean --crop?"),
         (["detect", "a.nii", "--output", "out", "-x"], "no option -x"),
         (["detect", "a.nii", "--output", "out", "-d"], "no option -d"),  # device or debug
+        (["detect", "a.nii", "-o", "out", "--output", "out"], "given twice"),
+        (["click", "a.nii", "-o", "out", "-p", "1,2,3", "-p", "4,5,6", "--space", "mm"], "space is 'mm'"),  # not twice
+        (["evaluate", "a", "b.json", "-o", "out"], "no option -o"),  # organs or output, none required
         (["detect", "a.nii", "--output"], "--output has no value"),
         (["detect", "a.nii", "--output", "--quiet"], "--output has no value"),
         (["detect", "a.nii", "--output", "a", "--output", "b"], "given twice"),
@@ -240,6 +268,11 @@ def test_positional_arguments_may_be_named(capsys):
     assert capsys.readouterr().out.count("AbdomenCT-1K") == 2
     assert main(["organs", "word", "--set_name", "verse"]) == 2
     assert "does not take 'word'" in capsys.readouterr().err
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"organdetr {organdetr_monai.__version__}\n"
 
 
 def test_completion_is_a_script(capsys):

@@ -56,11 +56,18 @@ def requirements(folder: Path) -> None:
             raise CheckError(f"{package} is of version {pin!r}, which pip cannot pin")
 
 
+def detects(folder: Path) -> bool:
+    """Whether a bundle finds boxes of organs; else it answers clicks."""
+    return read(folder)["network_data_format"]["outputs"]["pred"]["format"] == "detection"
+
+
 def model(folder: Path) -> None:
     """The weights are a plain state dict, and what lies beside them is about the organs that the metadata names."""
     weights = torch.load(folder / "models" / "model.pt", map_location="cpu", weights_only=True)
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
         raise CheckError("models/model.pt is not a plain state dict")
+    if not detects(folder):
+        return  # there are no organs
     channels = read(folder)["network_data_format"]["outputs"]["pred"]["channel_def"]
     organs = [channels[key] for key in sorted(channels, key=int) if channels[key] != "background"]
     settings = json.loads((folder / "models" / "model.json").read_text(encoding="utf-8"))

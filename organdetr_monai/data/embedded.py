@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from organdetr_monai.errors import InputError
@@ -11,7 +12,13 @@ from organdetr_monai.errors import InputError
 SPLITS = (4 / 6, 1 / 6, 1 / 6)
 
 
-def embedded_datalist(dataset_dir: str | os.PathLike, *, default: str | os.PathLike, cases: int = 120) -> str:
+def embedded_datalist(
+    dataset_dir: str | os.PathLike,
+    *,
+    default: str | os.PathLike,
+    cases: int = 120,
+    write: Callable[..., Path] | None = None,
+) -> str:
     """Path of the datalist in a folder; makes phantoms where the folder is the default one.
 
     Parameters
@@ -22,6 +29,8 @@ def embedded_datalist(dataset_dir: str | os.PathLike, *, default: str | os.PathL
         Where phantoms are made, once; a second call finds them.
     cases : int
         Number of phantoms.
+    write : callable, optional
+        Makes them; `organdetr_monai.data.phantom.write_phantoms` by default.
 
     Returns
     -------
@@ -35,9 +44,11 @@ def embedded_datalist(dataset_dir: str | os.PathLike, *, default: str | os.PathL
     """
     datalist = Path(dataset_dir) / "datalist.json"
     if Path(dataset_dir).resolve() == Path(default).resolve():
-        from organdetr_monai.data.phantom import write_phantoms
+        if write is None:
+            from organdetr_monai.data.phantom import write_phantoms
 
-        return str(write_phantoms(dataset_dir, cases=cases, splits=SPLITS))
+            write = write_phantoms
+        return str(write(dataset_dir, cases=cases, splits=SPLITS))
     if not datalist.is_file():
         raise InputError(
             f"there is no {datalist}.", "Name the datalist with --datalist, or make one with `organdetr prepare`."

@@ -6,12 +6,9 @@ in millimetres: the same seed gives the same patient in any orientation and at a
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import zlib
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from organdetr_monai.data.generated import (
+    begin_folder,
+    check_count,
+    check_shares,
+    each_case,
+    split_cases,
+    write_json,
+    write_nifti,
+)
 from organdetr_monai.data.headers import load_nifti
 from organdetr_monai.data.phantom_anatomy import PHANTOM_ORGANS, paint_patient
 from organdetr_monai.data.phantom_body import Patient, paint_table
@@ -32,9 +38,9 @@ from organdetr_monai.data.phantom_scan import (
     place_patient,
     voxel_grid,
 )
+from organdetr_monai.data.phantom_shapes import Canvas
 from organdetr_monai.data.sets.masks import on_faces
 from organdetr_monai.errors import InputError
-from organdetr_monai.files import replacing
 
 __all__ = ["FIELDS_OF_VIEW", "GENERATOR_VERSION", "PHANTOM_ORGANS", "Phantom", "make_phantom", "write_phantoms"]
 
@@ -67,6 +73,7 @@ def make_phantom(
     axcodes: str = "RAS",
     oblique: float = 0.0,
     field_of_view: str | None = None,
+    paint: Callable[[Canvas, Patient], None] = paint_patient,
 ) -> Phantom:
     """One synthetic CT.
 
@@ -82,6 +89,8 @@ def make_phantom(
         Degrees by which the array is turned against the patient's axes, about an axis drawn from the seed.
     field_of_view : str, optional
         One of `FIELDS_OF_VIEW`. Drawn from the seed where not given.
+    paint : callable
+        Paints the patient onto the canvas, by default the organs; its labels become those of the phantom.
 
     Returns
     -------
@@ -92,7 +101,7 @@ def make_phantom(
     InputError
         For a seed, spacing, orientation or field of view that cannot be.
     """
-    entropy = _check_seed(seed)
+    entropy = check_seed(seed)
     to_axes = check_orientation(axcodes)
     sizes = check_spacing(spacing)
     if field_of_view is not None and field_of_view not in FIELDS_OF_VIEW:
@@ -108,7 +117,7 @@ def make_phantom(
     shape, affine = voxel_grid(low, high, ras_spacing, oblique, rng)
 
     canvas = blank_canvas(patient, pose, affine, shape)
-    paint_patient(canvas, patient)
+    paint(canvas, patient)
     if rng.random() < 0.6:
         paint_table(canvas, patient)
     image = add_noise(canvas.hu, patient.rng("noise"))
@@ -167,50 +176,28 @@ def write_phantoms(
     """
     output = Path(output)
     generator = _check_generator(cases, seed, splits, spacing, axcodes)
-    if not isinstance(workers, int) or workers < 1:
-        raise InputError(f"The number of workers is {workers!r}.", "Give 1 or more.")
-    datalist, begun = output / "datalist.json", output / "datalist.json.part"
-    for path in (datalist, begun):
-        _refuse_other(path, generator)
+    check_count("workers", workers)
+    datalist, begun = begin_folder(output, generator)
     files = [_files(k) for k in range(cases)]
     if datalist.exists() and all((output / name).exists() for names in files for name in names):
         return datalist
     if not datalist.exists():
-        _write_json(begun, {"generator": generator})  # says with which options the files were made
-
-    from tqdm import tqdm
+        write_json(begun, {"generator": generator})  # says with which options the files were made
 
     work = partial(_write_case, output, generator)
-    bar = partial(tqdm, total=cases, desc="phantoms", unit="case", disable=not progress)
-    if workers == 1:
-        truncated = list(bar(map(work, range(cases))))
-    else:
-        with ProcessPoolExecutor(min(workers, cases)) as pool:
-            truncated = list(bar(pool.map(work, range(cases))))
+    truncated = each_case(work, cases, workers=workers, progress=progress, description="phantoms")
     records = [
         {"image": image, "label": label, "annotated": list(PHANTOM_ORGANS), "truncated": cut, "split": split}
-        for (image, label), cut, split in zip(files, truncated, _split(cases, generator["splits"]), strict=True)
+        for (image, label), cut, split in zip(files, truncated, split_cases(cases, generator["splits"]), strict=True)
     ]
     labels = {organ: k + 1 for k, organ in enumerate(PHANTOM_ORGANS)}
-    _write_json(datalist, {"labels": labels, "cases": records, "generator": generator})
+    write_json(datalist, {"labels": labels, "cases": records, "generator": generator})
     begun.unlink(missing_ok=True)
     return datalist
 
 
 def _files(index: int) -> tuple[str, str]:
     return f"images/case_{index:03d}.nii.gz", f"labels/case_{index:03d}.nii.gz"
-
-
-def _split(cases: int, shares: Sequence[float]) -> list[str]:
-    """The split of each case."""
-    quota = np.asarray(shares) * cases
-    counts = np.floor(quota + 1e-9).astype(int)
-    counts[np.argsort(counts - quota, kind="stable")[: cases - counts.sum()]] += 1  # largest remainders
-    for empty in np.flatnonzero((quota > 0) & (counts == 0)):
-        if counts.max() > 1:
-            counts[counts.argmax()] -= 1
-            counts[empty] += 1
-    return [name for name, count in zip(("train", "val", "test"), counts, strict=True) for _ in range(count)]
 
 
 def _write_case(output: Path, generator: dict, index: int) -> list[str]:
@@ -221,8 +208,8 @@ def _write_case(output: Path, generator: dict, index: int) -> list[str]:
         entropy = (generator["seed"], index)
         scan = draw_scan(entropy, spacing=generator["spacing"], axcodes=generator["axcodes"])
         phantom = make_phantom(entropy, **scan)
-        _write_nifti(image, phantom.image, phantom.affine)
-        _write_nifti(label, phantom.label, phantom.affine)
+        write_nifti(image, phantom.image, phantom.affine)
+        write_nifti(label, phantom.label, phantom.affine)
         mask = phantom.label
     return [PHANTOM_ORGANS[value - 1] for value in on_faces(mask) if value]
 
@@ -236,61 +223,28 @@ def _read_whole(image: Path, label: Path) -> np.ndarray | None:
     return mask if mask.shape == scan.shape else None
 
 
-def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    nifti = nib.Nifti1Image(array, affine)
-    nifti.set_qform(affine, code=1)
-    nifti.set_sform(affine, code=1)
-    nifti.header.set_xyzt_units("mm")
-    packed = gzip.compress(nifti.to_bytes(), compresslevel=1, mtime=0)  # the same bytes at every writing
-    with replacing(path) as draft:
-        draft.write_bytes(packed)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _refuse_other(path: Path, generator: dict) -> None:
-    """Raise if a datalist in the folder tells of other options."""
-    if not path.exists():
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("generator")
-    except (ValueError, AttributeError):
-        found = None
-    if found != generator:
-        raise InputError(
-            f"{path} was written with other options: it has {found}, asked for are {generator}.",
-            "Choose another folder, or remove this one.",
-        )
-
-
 def _check_generator(
     cases: int, seed: int, splits: Sequence[float], spacing: Sequence[float] | None, axcodes: str | None
 ) -> dict:
     """The options that decide what is written, as they stand in the datalist."""
-    if not isinstance(cases, int) or cases < 1:
-        raise InputError(f"The number of cases is {cases!r}.", "Give a whole number above 0.")
+    check_count("cases", cases)
     if not isinstance(seed, int):
         raise InputError(f"The seed {seed!r} is no whole number.", "Give such as 7.")
-    shares = [float(share) for share in splits]
-    if len(shares) != 3 or not min(shares) >= 0 or not abs(sum(shares) - 1) < 1e-6:
-        raise InputError(f"The splits {shares} are not three shares of 1.", "Give such as (0.8, 0.1, 0.1).")
     if axcodes is not None:
         check_orientation(axcodes)
     return {
         "name": "phantom",
         "version": GENERATOR_VERSION,
         "cases": cases,
-        "seed": _check_seed(seed)[0],
-        "splits": shares,
+        "seed": check_seed(seed)[0],
+        "splits": check_shares(splits),
         "spacing": None if spacing is None else check_spacing(spacing).tolist(),
         "axcodes": axcodes,
     }
 
 
-def _check_seed(seed: int | Sequence[int]) -> tuple[int, ...]:
+def check_seed(seed: int | Sequence[int]) -> tuple[int, ...]:
+    """A seed as a tuple of numbers; `InputError` unless it is made of whole numbers from 0."""
     numbers = tuple(seed) if isinstance(seed, tuple | list) else (seed,)
     if not numbers or not all(isinstance(n, int | np.integer) and n >= 0 for n in numbers):
         raise InputError(f"The seed {seed!r} is not made of whole numbers from 0.", "Give such as 7 or (7, 0).")

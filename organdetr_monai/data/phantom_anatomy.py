@@ -121,7 +121,7 @@ def paint_liver(canvas: Canvas, patient: Patient, torso: Torso) -> None:
     if found is not None:
         inside = canvas.label[found[0]] == IDS["liver"]
         canvas.paint(found[0], np.where(inside, found[1], 99), patient.hu["vein"], IDS["liver"])
-    if rng.random() < 0.25:  # a cyst or a metastasis
+    if rng.random() < 0.25 and patient.incidental:  # a cyst or a metastasis
         place, radius = rng.normal((85, 10, -75 + shift), (18, 25, 20)), rng.uniform(6, 20)
         inner = superquadric(place, (radius, radius, radius))[0].distance(q)
         canvas.paint(box, np.maximum(inner, away + 3), patient.hu["liver"] - rng.uniform(25, 60), IDS["liver"])
@@ -231,7 +231,7 @@ def paint_kidney(canvas: Canvas, patient: Patient, name: str) -> None:
     canvas.paint(box, away, patient.hu["cortex"], IDS[name])
     canvas.paint(box, away + 8, patient.hu["medulla"], IDS[name])
     canvas.draw(tube([centre - (side * 8, 0, 0), centre - (side * 30, -6, 12)], (6, 4), pieces=2), urine)
-    if cyst:
+    if cyst and patient.incidental:
         wall = superquadric(place, (radius, radius, radius))[0].distance(q)
         canvas.paint(box, np.maximum(wall, away + 1), 8, IDS[name])
 

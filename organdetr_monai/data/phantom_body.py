@@ -57,6 +57,7 @@ class Patient:
         if rng.random() < 0.12:
             self.hu["liver"] -= rng.uniform(25, 50)  # fatty liver
         self.fat_hu = rng.normal(-103, 4)
+        self.incidental = True  # some organs hold a lesion that no label tells of
 
     def rng(self, structure: str) -> np.random.Generator:
         """The random numbers of one structure."""

@@ -194,8 +194,11 @@ class Canvas:
         for part in shape:
             inner = self.region(part.low, part.high)
             if inner is not None:
-                at = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, box, strict=True))
-                away[at] = np.minimum(away[at], part.distance(self.position[(slice(None), *inner)]))
+                # Rounding can put the end of a part a voxel beyond the end of the whole.
+                ends = [(max(i.start, o.start), min(i.stop, o.stop)) for i, o in zip(inner, box, strict=True)]
+                at = tuple(slice(a - o.start, b - o.start) for (a, b), o in zip(ends, box, strict=True))
+                position = self.position[(slice(None), *(slice(a, b) for a, b in ends))]
+                away[at] = np.minimum(away[at], part.distance(position))
         return box, away
 
     def paint(self, box: Region, distance: np.ndarray, hu: float | np.ndarray, label: int = 0) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from organdetr_monai.errors import InputError
-from organdetr_monai.monai_label.install import DEFAULT_NAME, install
+from organdetr_monai.monai_label.install import CLICK_NAME, DEFAULT_NAME, install
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     )
     parser.add_argument("app", type=Path, help="folder of a monaibundle app")
     parser.add_argument("--bundle", type=Path, help="a bundle's root; default: the one this package is part of")
-    parser.add_argument("--name", default=DEFAULT_NAME, help="of the model in MONAI Label; default: %(default)s")
+    parser.add_argument("--name", help=f"of the model in MONAI Label; default: {DEFAULT_NAME} or {CLICK_NAME}")
     parser.add_argument("--replace_models", action="store_true", help="replace a model that was installed before")
     options = parser.parse_args()
     chosen = {"bundle": options.bundle} if options.bundle else {}
@@ -28,7 +28,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"installed in {target}; start the server with")
-    print(f"  monailabel start_server --app {options.app} --studies STUDIES --conf models {options.name} \\")
+    print(f"  monailabel start_server --app {options.app} --studies STUDIES --conf models {target.name} \\")
     print("    --conf zoo_source local --conf sam2 false --host 127.0.0.1")
     return 0
 

@@ -20,9 +20,9 @@ class OrganDetrApp(monaibundle_main.MyApp, MONAILabelApp):  # MONAI Label looks 
         """Inference tasks by name."""
         infers = super().init_infers()
         for name, path in self._organ_bundles():
-            from organdetr_monai.monai_label.tasks import OrganInferTask
+            from organdetr_monai.monai_label.tasks import LesionInferTask, OrganInferTask
 
-            infers[name] = OrganInferTask(path, self.conf)
+            infers[name] = (LesionInferTask if "deepgrow" in name else OrganInferTask)(path, self.conf)
         return infers
 
     def init_trainers(self) -> dict[str, Any]:
@@ -31,7 +31,9 @@ class OrganDetrApp(monaibundle_main.MyApp, MONAILabelApp):  # MONAI Label looks 
         for name, path in self._organ_bundles():
             from organdetr_monai.monai_label.tasks import OrganTrainTask
 
-            if name in trainers:
+            if "deepgrow" in name:
+                trainers.pop(name, None)  # MONAI Label's own knows no instances
+            elif name in trainers:
                 trainers[name] = OrganTrainTask(path, self.conf)
         return trainers
 

@@ -29,7 +29,7 @@ from organdetr_monai.files import replacing
 from organdetr_monai.monai_label.inference import editable_markups
 from organdetr_monai.monai_label.submissions import Submission, write_datalist
 
-__all__ = ["OrganInferTask", "OrganTrainTask"]
+__all__ = ["LesionInferTask", "OrganInferTask", "OrganTrainTask"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,8 @@ def _settings(bundle: str | Path) -> dict[str, Any]:
     return load_settings(Path(bundle) / "models" / "model.json")
 
 
-class OrganInferTask(BundleInferTask):
-    """Inference that tells scores and organs: in the JSON, and in the markups as names of ROIs.
-
-    Adds to MONAI Label's JSON ``score`` and ``organ``, one for each of ``box`` and ``label``, and ``detections``, all
-    of ``detections.json``. Weights and thresholds are those on disk at each call: a training takes effect at once.
+class _InferTask(BundleInferTask):
+    """What both bundles' tasks share: weights that fit, settings beside them, and errors that a client can show.
 
     Parameters
     ----------
@@ -57,19 +54,11 @@ class OrganInferTask(BundleInferTask):
 
     def __init__(self, path: str, conf: Mapping[str, str], **options: Any) -> None:
         super().__init__(path, conf, load_strict=True, **options)
-        if self.is_valid():
-            organs = self.bundle_config.get_parsed_content("organs")
-            self.labels = {organ: k for k, organ in enumerate(organs, start=1)}
 
     def _load_bundle_config(self, path: str, config: str) -> ConfigParser:
         parser = super()._load_bundle_config(path, config)
         parser.update(_settings(path))
         return parser
-
-    def pre_transforms(self, data: Any = None) -> Any:
-        """The bundle's preprocessing; the config is read anew, because the parser remembers thresholds."""
-        self.bundle_config = self._load_bundle_config(self.bundle_path, self.bundle_config_path)
-        return super().pre_transforms(data)
 
     def __call__(self, request: Any, callbacks: Any = None) -> Any:
         """Infer; what the user can mend comes back as HTTP 400 with the reason, an unknown image as 404."""
@@ -84,6 +73,39 @@ class OrganInferTask(BundleInferTask):
             if found is None:
                 raise
             raise HTTPException(status_code=400, detail=str(found)) from error
+
+
+class LesionInferTask(_InferTask):
+    """Answers to clicks: a mask, and in the JSON ``answer``, all of ``lesions.json``.
+
+    The config is read once, so that its inferer keeps the encodings of the last image: a second click needs no encoder.
+    """
+
+
+class OrganInferTask(_InferTask):
+    """Inference that tells scores and organs: in the JSON, and in the markups as names of ROIs.
+
+    Adds to MONAI Label's JSON ``score`` and ``organ``, one for each of ``box`` and ``label``, and ``detections``, all
+    of ``detections.json``. Weights and thresholds are those on disk at each call: a training takes effect at once.
+
+    Parameters
+    ----------
+    path : str
+        The bundle's folder.
+    conf : mapping
+        Of the server.
+    """
+
+    def __init__(self, path: str, conf: Mapping[str, str], **options: Any) -> None:
+        super().__init__(path, conf, **options)
+        if self.is_valid():
+            organs = self.bundle_config.get_parsed_content("organs")
+            self.labels = {organ: k for k, organ in enumerate(organs, start=1)}
+
+    def pre_transforms(self, data: Any = None) -> Any:
+        """The bundle's preprocessing; the config is read anew, because the parser remembers thresholds."""
+        self.bundle_config = self._load_bundle_config(self.bundle_path, self.bundle_config_path)
+        return super().pre_transforms(data)
 
     def writer(self, data: Any, extension: Any = None, dtype: Any = None) -> tuple[str | None, dict[str, Any]]:
         """MONAI Label's file and JSON, with names and scores."""

@@ -13,7 +13,7 @@ import pytest
 from bundle import assemble as module
 from bundle import large_files
 from bundle.assemble import assemble, main
-from bundle.bundles import ROOT, Bundle
+from bundle.bundles import BUNDLES, ROOT, Bundle
 from bundle.versions import bundle_version
 from organdetr_monai.errors import InputError
 from tests.bundle.conftest import BUNDLE
@@ -75,12 +75,14 @@ def test_disagreeing_versions_are_refused(repository, tmp_path, file, old, new, 
     assert not (tmp_path / "dist").exists()
 
 
-def test_this_repository_is_of_one_version():
-    assert bundle_version(ROOT / BUNDLE.configs / "metadata.json", ROOT / BUNDLE.package)
+@pytest.mark.parametrize("bundle", BUNDLES.values(), ids=lambda bundle: bundle.name)
+def test_this_repository_is_of_one_version(bundle):
+    assert bundle_version(ROOT / bundle.configs / "metadata.json", ROOT / bundle.package)
 
 
-def test_pins_of_the_metadata_are_those_the_tests_ran_with():
-    metadata = json.loads((ROOT / "configs" / "metadata.json").read_text())
+@pytest.mark.parametrize("bundle", BUNDLES.values(), ids=lambda bundle: bundle.name)
+def test_pins_of_the_metadata_are_those_the_tests_ran_with(bundle):
+    metadata = json.loads((ROOT / bundle.configs / "metadata.json").read_text())
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     constraints = dict(line.split("==") for line in lines if "==" in line)
     pins = {

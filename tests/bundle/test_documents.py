@@ -45,3 +45,11 @@ def test_licence_of_each_public_set_is_told_as_the_registry_has_it():
     assert {f"- {known.title}: {known.licence}" for name, known in SETS.items() if name != "phantom"} == {
         line for line in lines if line.startswith("- ")
     }
+
+
+def test_card_of_the_click_bundle_tells_the_grid_of_its_config():
+    card = " ".join((ROOT / "docs" / "miq_sam3d" / "README.md").read_text(encoding="utf-8").split())
+    config = json.loads((ROOT / "configs" / "miq_sam3d" / "inference.json").read_text(encoding="utf-8"))
+    assert f"isotropic grid of {config['spacing']:g} mm" in card and "×".join(map(str, config["window"])) in card
+    low, high = config["hu_window"]
+    assert f"{low:g} to {high:g} HU" in card and f"{config['num_queries']} queries" in card

@@ -10,6 +10,7 @@ import pytest
 from scipy.ndimage import binary_erosion
 
 from organdetr_monai.data import phantom as module
+from organdetr_monai.data.generated import split_cases
 from organdetr_monai.data.phantom import FIELDS_OF_VIEW, PHANTOM_ORGANS, make_phantom, write_phantoms
 from organdetr_monai.errors import InputError
 from organdetr_monai.geometry import transform_boxes
@@ -358,8 +359,8 @@ def test_wrong_folder_options(tmp_path, options, message):
 
 @pytest.mark.parametrize("cases", [3, 4, 10, 101])
 def test_no_split_is_left_empty(cases):
-    split = module._split(cases, (0.8, 0.1, 0.1))
+    split = split_cases(cases, (0.8, 0.1, 0.1))
     assert len(split) == cases and set(split) == {"train", "val", "test"}
-    assert set(module._split(cases, (1, 0, 0))) == {"train"}
+    assert set(split_cases(cases, (1, 0, 0))) == {"train"}
     if cases == 10:
         assert split == ["train"] * 8 + ["val", "test"]

@@ -1,9 +1,10 @@
 """The bundle in a real MONAI Label server: install, start, infer over HTTP, train, infer again, stop.
 
-    python tests/monai_label/check_server.py [--bundle dist/organ_detr_ct_detection] [--environment DIR]
+    python tests/monai_label/check_server.py [--bundle dist/organ_detr_ct_detection] [--environment DIR] [--only clicks]
 
 Makes an environment with MONAI Label and an app, both in a temporary folder unless told otherwise; the server reaches
-no other machine. Not part of pytest's run: with installing it takes minutes. The exit code is 0 if all checks held.
+no other machine. Then the click bundle, with a network that knows the answer (``click_checks``). Not part of pytest's
+run: with installing it takes minutes. The exit code is 0 if all checks held.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from organdetr_monai.detections import Detections
 from organdetr_monai.detector import OrganDetector
 from organdetr_monai.monai_label.install import DEFAULT_NAME, install
 from tests.data.scan_files import write
+from tests.monai_label.click_checks import check_clicks
 from tests.monai_label.server import ROOT, Environment, HTTPStatus, Server
 
 SAME = 0.01  # mm: the same file through the server and through our own detector
@@ -46,11 +48,16 @@ def step(text: str) -> None:
 _START = time.monotonic()
 
 
-def make_app(environment: Environment, folder: Path, bundle: Path) -> Path:
-    """MONAI Label's own copy of the monaibundle app, with the bundle in it; installing twice changes nothing."""
+def get_app(environment: Environment, folder: Path) -> Path:
+    """MONAI Label's own copy of the monaibundle app."""
     download = ["apps", "--download", "--name", "monaibundle", "--output", str(folder)]
     run_label(environment, "-m", "monailabel.main", *download)
-    app = folder / "monaibundle"
+    return folder / "monaibundle"
+
+
+def make_app(environment: Environment, folder: Path, bundle: Path) -> Path:
+    """The app with the bundle in it; installing twice changes nothing."""
+    app = get_app(environment, folder)
     install(app, bundle=bundle)
     before = {path: path.read_bytes() for path in app.rglob("*") if path.is_file()}
     install(app, bundle=bundle)
@@ -192,26 +199,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=ROOT, help="root of the bundle to install; default: %(default)s")
     parser.add_argument("--environment", type=Path, help="folder of the environment; made, or used if it is there")
+    parser.add_argument("--only", choices=["organs", "clicks"], help="one of the two bundles")
     parser.add_argument("--base", type=Path, help="site-packages with torch and MONAI, not to be installed again")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="organ_detr_label_") as temporary:
         folder = Path(temporary)
         environment = Environment(options.environment or folder / "environment", options.base)
         step(f"environment {environment.folder}: " + ", ".join(versions(environment)))
-        app = make_app(environment, folder / "apps", options.bundle)
-        studies, labels, series = make_studies(environment, folder)
-        detector = OrganDetector.load(app / "model" / DEFAULT_NAME)
-        with Server(environment, app, studies, model=DEFAULT_NAME, log=folder / "server.log") as server:
-            step(f"server, process {server.process.pid}, answers on 127.0.0.1:{server.port}; it has no internet")
-            try:
-                check_inference(server, detector, series)
-                check_training(server, labels)
-            except BaseException:
-                print(server.tail(80), file=sys.stderr)
-                raise
-        step(f"server stopped, exit code {server.process.returncode}")
+        if options.only != "clicks":
+            check_organs(environment, folder, options.bundle)
+        if options.only != "organs":
+            check_clicks(environment, get_app(environment, folder / "stock"), folder, step)
     print("all checks held")
     return 0
+
+
+def check_organs(environment: Environment, folder: Path, bundle: Path) -> None:
+    """Inference and training with Organ-DETR."""
+    app = make_app(environment, folder / "apps", bundle)
+    studies, labels, series = make_studies(environment, folder)
+    detector = OrganDetector.load(app / "model" / DEFAULT_NAME)
+    with Server(environment, app, studies, model=DEFAULT_NAME, log=folder / "server.log") as server:
+        step(f"server, process {server.process.pid}, answers on 127.0.0.1:{server.port}; it has no internet")
+        try:
+            check_inference(server, detector, series)
+            check_training(server, labels)
+        except BaseException:
+            print(server.tail(80), file=sys.stderr)
+            raise
+    step(f"server stopped, exit code {server.process.returncode}")
 
 
 def versions(environment: Environment) -> list[str]:

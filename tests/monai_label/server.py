@@ -170,6 +170,11 @@ class Server:
         query = urllib.parse.urlencode({"image": image, "output": output})
         return json.loads(self._form("POST", f"/infer/{self.model}?{query}", {"params": json.dumps(params)}))
 
+    def infer_file(self, image: str, **params: Any) -> bytes:
+        """Inference of an image; the file that comes back."""
+        query = urllib.parse.urlencode({"image": image, "output": "image"})
+        return self._form("POST", f"/infer/{self.model}?{query}", {"params": json.dumps(params)})
+
     def submit(self, image: str, label: Path, **params: Any) -> Any:
         """Submit a final label, as a client does."""
         query = urllib.parse.urlencode({"image": image, "tag": "final"})

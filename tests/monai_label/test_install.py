@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from organdetr_monai.errors import InputError
-from organdetr_monai.monai_label.install import DEFAULT_NAME, install
+from organdetr_monai.monai_label.install import CLICK_NAME, DEFAULT_NAME, install
 
 ROOT = Path(__file__).parents[2]
 STOCK = "from x import get_bundle_models\n\n\nclass MyApp(MONAILabelApp):\n    pass\n"
@@ -50,6 +50,14 @@ def test_app_gets_the_bundle_and_keeps_its_own_main(app, bundle):
     assert "organdetr_monai/monai_label/tasks.py" in files and not any("__pycache__" in name for name in files)
     assert (app / "monaibundle_main.py").read_text() == STOCK
     assert "class OrganDetrApp(monaibundle_main.MyApp, MONAILabelApp)" in (app / "main.py").read_text()
+
+
+def test_click_bundle_gets_a_name_by_which_the_server_sends_clicks(app, bundle, tmp_path):
+    clicks = Path(shutil.copytree(bundle, tmp_path / "clicks"))
+    shutil.copy(clicks / "configs" / "miq_sam3d" / "inference.json", clicks / "configs" / "inference.json")
+    assert install(app, bundle=clicks) == app / "model" / CLICK_NAME and "deepgrow" in CLICK_NAME
+    with pytest.raises(InputError, match="'deepgrow'"):
+        install(app, bundle=clicks, name=DEFAULT_NAME)
 
 
 def test_again_changes_nothing_and_brings_a_newer_version(app, bundle):

@@ -1,0 +1,75 @@
+"""What a query says of its instance: whether it is one, its box, its mask, and how good the mask is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from organdetr_monai.miq_sam3d.queries import ALIKE, squared_distance
+from organdetr_monai.networks.attention import MLP
+
+
+class InstanceHeads(nn.Module):
+    """Mask, objectness, quality and box of every query.
+
+    The logit of a mask at a place is the product of the query's mask embedding with the fine map, plus a falloff with
+    the distance from the query's box. The product alone cannot tell apart two lesions that look the same; the falloff
+    alone is an ellipsoid. It is ``sharpness * log(2 / (1 + r^2))``, r the distance from the centre in half sizes of the
+    box: positive within the ellipsoid that fits the box, negative beyond, and with gentle gradients however far away.
+
+    The objectness is the query's own opinion plus the likeness of its anchor to the prompt, learned long before
+    the queries can tell anything: without it, retrieval starts late.
+
+    Parameters
+    ----------
+    dim, fine_channels : int
+        Widths of the queries and of the fine map.
+    prior : float
+        Objectness at the start: few queries have an instance.
+    """
+
+    def __init__(self, dim: int = 96, fine_channels: int = 24, *, prior: float = 0.1) -> None:
+        super().__init__()
+        self.fine_channels = fine_channels
+        self.objectness, self.quality = nn.Linear(dim, 1), nn.Linear(dim, 1)
+        self.trust = nn.Parameter(torch.tensor(6.0))
+        nn.init.constant_(self.objectness.bias, math.log(prior / (1 - prior)))
+        self.mask = MLP(dim, dim, fine_channels + 2)
+        self.box = MLP(dim, dim, 6)
+        weight, bias = self.box[-1].parameters()  # hardly a step at the start: the first boxes are the reference boxes
+        nn.init.normal_(weight, std=1e-3)
+        nn.init.zeros_(bias)
+
+    def forward(self, query: Tensor, boxes: Tensor, fine: Tensor, likeness: Tensor) -> dict[str, Tensor]:
+        """Read the queries.
+
+        Parameters
+        ----------
+        query : Tensor of shape (B, K, dim)
+        boxes : Tensor of shape (B, K, 6)
+            Their boxes, normalised centre boxes, passed on.
+        fine : Tensor of shape (B, fine_channels, X, Y, Z)
+        likeness : Tensor of shape (B, K)
+            Cosine of anchor and prompt.
+
+        Returns
+        -------
+        dict
+            ``masks`` (B, K, X, Y, Z), ``objectness`` (B, K), ``quality`` (B, K), logits; ``boxes`` (B, K, 6). float32.
+        """
+        embedding, offset, sharpness = self.mask(query).split([self.fine_channels, 1, 1], -1)
+        texture = (embedding @ fine.flatten(2)).float() / self.fine_channels**0.5  # (B, K, cells)
+        texture = (texture + offset.float()).unflatten(2, fine.shape[2:])
+        # The mask follows the box and does not pull at it: the box has a loss of its own.
+        centre, size = boxes.detach().float().chunk(2, -1)
+        distance = squared_distance(fine.shape[2:], centre, (size / 2).clamp(min=1e-3))
+        steep = 1 + F.softplus(sharpness.float())[..., None, None]  # (B, K, 1, 1, 1)
+        return {
+            "masks": texture + steep * (math.log(2) - torch.log1p(distance)),
+            "objectness": self.objectness(query)[..., 0].float() + self.trust * (likeness - ALIKE),
+            "quality": self.quality(query)[..., 0].float(),
+            "boxes": boxes.float(),
+        }

@@ -1,0 +1,93 @@
+"""From the network's answer to disjoint instances of one window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Instances(NamedTuple):
+    """Instances of one window, the clicked one first where there is one, the others by falling score."""
+
+    #: (X, Y, Z) int64, 1..N.
+    labels: Tensor
+    #: (N,) objectness times quality, in [0, 1].
+    scores: Tensor
+    #: (N,) int64, the query of each.
+    queries: Tensor
+    #: (N, 6) normalised centre boxes, as the queries predict them.
+    boxes: Tensor
+
+
+@torch.no_grad()
+def disjoint(
+    output: Mapping[str, Tensor],
+    size: Sequence[int],
+    *,
+    score: float = 0.5,
+    mask: float = 0.5,
+    keep: float = 0.5,
+    local: Sequence[bool] | None = None,
+) -> list[Instances]:
+    """Settle which query gets which voxel.
+
+    A query takes part if its objectness reaches ``score``. A voxel goes to the query whose score times mask is highest
+    there, if that mask reaches ``mask``. A query that keeps less than ``keep`` of the voxels of its mask is a double of
+    others, and is dropped; its voxels go to the next best.
+
+    Parameters
+    ----------
+    output : mapping
+        As :class:`organdetr_monai.miq_sam3d.network.MIQSAM3D` gives it.
+    size : (X, Y, Z)
+        Of the window; masks are interpolated to it.
+    score, mask, keep : float
+        In [0, 1].
+    local : sequence of bool, optional
+        For each image whether query 0 is the clicked instance's; by default nowhere. It then comes first.
+
+    Returns
+    -------
+    list of Instances
+        One for each image.
+    """
+    found = []
+    for image, objectness in enumerate(output["objectness"].float().sigmoid()):
+        chosen = (objectness >= score).nonzero()[:, 0]
+        scores = objectness[chosen] * output["quality"][image, chosen].float().sigmoid()
+        clicked = (chosen == 0) & bool(local is not None and local[image])
+        order = (scores + clicked.float()).argsort(descending=True, stable=True)
+        chosen, scores = chosen[order], scores[order]
+        labels = torch.zeros(tuple(size), dtype=torch.int64, device=objectness.device)
+        if len(chosen):
+            logits = output["masks"][image, chosen].float()[None]
+            p = F.interpolate(logits, size=tuple(size), mode="trilinear")[0].sigmoid()  # (N, X, Y, Z)
+            kept = _keep(p, scores, mask=mask, keep=keep)
+            chosen, scores, p = chosen[kept], scores[kept], p[kept]
+        if len(chosen):
+            seen = p >= mask
+            best = (p * scores[:, None, None, None]).masked_fill(~seen, -1.0).argmax(0)
+            labels = torch.where(seen.any(0), best + 1, labels)
+        found.append(Instances(labels, scores, chosen, output["boxes"][image, chosen].float()))
+    return found
+
+
+def _keep(p: Tensor, scores: Tensor, *, mask: float, keep: float) -> Tensor:
+    """Which queries (N,) bool keep enough of their masks, given to the best at each voxel; the worst goes first."""
+    seen = p >= mask
+    total = seen.flatten(1).sum(-1)
+    kept = total > 0
+    value = (p * scores[:, None, None, None]).masked_fill(~seen, -1.0)
+    while kept.any():
+        best = value.masked_fill(~kept[:, None, None, None], -1.0)
+        won = (best.argmax(0)[None] == torch.arange(len(p), device=p.device)[:, None, None, None]) & (best >= 0)
+        share = won.flatten(1).sum(-1) / total.clamp(min=1)
+        share = share.masked_fill(~kept, 2.0)
+        if share.min() >= keep:
+            break
+        kept[share.argmin()] = False
+    return kept

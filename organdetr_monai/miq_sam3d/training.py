@@ -1,0 +1,68 @@
+"""The glue between MONAI's engines and the promptable network: batches, prompts and what they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from organdetr_monai.miq_sam3d.targets import Targets, wanted_instances
+
+
+class Prompted(NamedTuple):
+    """Images with a click for each: the arguments of :class:`organdetr_monai.miq_sam3d.network.MIQSAM3D`."""
+
+    #: (B, 1, X, Y, Z) in [0, 1].
+    image: Tensor
+    #: (B, 3) normalised to [0, 1] of the volume that the click lies in.
+    click: Tensor
+    #: (B, 1, X, Y, Z): where ``remote``, the volume that the click lies in.
+    exemplar: Tensor
+    #: (B,) bool.
+    remote: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Of the images."""
+        return self.image.device
+
+
+class PromptInferer(Inferer):
+    """Hands a :class:`Prompted` batch to the network, argument by argument."""
+
+    def __call__(self, inputs: Prompted, network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # more than a tensor
+        """The network's answer."""
+        return network(*inputs)
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Batch of samples: what has the same shape in all is stacked, the rest are lists."""
+    batch: dict[str, Any] = {key: [s[key] for s in samples] for key in samples[0]}
+    for key in {"image", "exemplar", "instances", "click"} & batch.keys():
+        batch[key] = torch.stack([_plain(x) for x in batch[key]])
+    for key in {"clicked", "kind", "remote"} & batch.keys():
+        batch[key] = torch.tensor(batch[key])
+    return batch
+
+
+def prepare_batch(
+    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Prompted, Targets]:
+    """Inputs and targets of a batch of :func:`collate`, on the device."""
+    inputs = Prompted(
+        *(batch[key].to(device, non_blocking=non_blocking) for key in ("image", "click", "exemplar", "remote"))
+    )
+    targets = wanted_instances(
+        batch["instances"][:, 0].to(device, non_blocking=non_blocking),
+        [_plain(k) for k in batch["kinds"]],
+        batch["kind"].tolist(),
+        batch["clicked"].tolist(),
+    )
+    return inputs, targets
+
+
+def _plain(x: Any) -> Tensor:
+    return x.as_tensor() if hasattr(x, "as_tensor") else torch.as_tensor(x)
