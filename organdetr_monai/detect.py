@@ -132,6 +132,7 @@ def detect_folder(
         bar = tqdm(readings, desc="detect", total=len(scans), unit="scan", disable=True if quiet else None)
         for scan, reading in bar:
             folder = output / scan.name
+            volume = None  # or a case that cannot be read would keep the one before it in memory
             try:
                 volume, doubt = reading.result()
                 if doubt is not None and not quiet:

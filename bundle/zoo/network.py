@@ -8,7 +8,7 @@ import torch
 
 from bundle.zoo import metadata
 from bundle.zoo.failure import CheckError
-from bundle.zoo.running import PHANTOMS
+from bundle.zoo.running import PHANTOMS, job_of
 from bundle.zoo.uninstalled import call
 
 #: The network as one tensor in, one tensor out: what these commands need, and the detector itself is not.
@@ -27,6 +27,7 @@ sys.exit(f"{{kind}}: {{', '.join(wrong)}} missing, or under another id" if wrong
 
 def properties(folder: Path) -> None:
     """``ConfigWorkflow.check_properties`` of training, evaluating and inference."""
+    job_of(folder).prepare(folder)
     program = _PROPERTIES.format(cases=PHANTOMS)
     for kind, configs in (("train", ["train"]), ("eval", ["train", "evaluate"]), ("infer", ["inference"])):
         call(folder, "-c", program, kind, *(f"configs/{config}.json" for config in configs))

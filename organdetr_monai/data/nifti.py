@@ -34,7 +34,8 @@ def read_voxels(path: Path) -> np.ndarray:
     Raises
     ------
     OSError, EOFError, ValueError, zlib.error
-        If the file is missing, damaged or cut off, or its voxels are not one number each.
+        If the file is missing, damaged or cut off, its voxels are not one number each, or it
+        has more than three axes.
     MemoryError
         If so many voxels as the header speaks of do not fit.
     """
@@ -44,6 +45,8 @@ def read_voxels(path: Path) -> np.ndarray:
     proxy: Any = image.dataobj
     if proxy.dtype.kind not in "iuf":
         raise ValueError(f"its voxels are of type {proxy.dtype}")
+    if any(n != 1 for n in proxy.shape[3:]):  # no volume: nobody wants gigabytes of it read
+        raise ValueError(f"its shape is {proxy.shape}")
     if path.suffix.lower() == ".gz":  # a third faster than Python's gzip, and with its checksum, which nibabel skips
         array = np.empty(proxy.shape, np.float32, order="F")
         _fill(array.reshape(-1, order="F"), inflate(path), proxy.dtype, proxy.offset)

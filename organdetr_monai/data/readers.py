@@ -140,7 +140,7 @@ def _read_nifti(path: Path, voxels: Callable[[], np.ndarray]) -> tuple[np.ndarra
         array = voxels()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} is damaged or cut off ({error}).", _GET_AGAIN) from error
-    except MemoryError as error:
+    except (MemoryError, OverflowError) as error:
         what = f"{path} has {'×'.join(map(str, image.shape))} voxels by its header, too many for this machine."
         raise InputError(what, "Crop it; or get it again: its header may be damaged.") from error
     return array.reshape(array.shape[:3], order="F"), np.array(stored, dtype=float)

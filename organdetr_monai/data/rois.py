@@ -22,9 +22,9 @@ from monai.transforms import Compose, MapTransform
 
 from organdetr_monai.data.readers import LoadScand
 from organdetr_monai.data.transforms import Data, affine_of
-from organdetr_monai.data.truth import MapLabelsd, OutlineOrgansd, annotated_mask, exact_boxes
+from organdetr_monai.data.truth import MapLabelsd, OutlineOrgansd, exact_boxes, truth_of
 from organdetr_monai.errors import InputError
-from organdetr_monai.geometry import OrientedBox, spacing_of
+from organdetr_monai.geometry import OrientedBox
 from organdetr_monai.organs import resolve
 
 __all__ = ["LoadMaskOrRoisd", "TruthFromOutlinesd", "is_rois", "organ_named", "outline_boxes", "read_rois"]
@@ -209,6 +209,8 @@ class TruthFromOutlinesd(MapTransform):
     num_organs : int
         K.
     reference : key of the image on the working grid
+    ignore_truncated : bool
+        See there.
 
     Notes
     -----
@@ -217,10 +219,15 @@ class TruthFromOutlinesd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, num_organs: int, reference: str = "image", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        num_organs: int,
+        reference: str = "image",
+        ignore_truncated: bool = False,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.num_organs, self.reference = int(num_organs), reference
+        self.num_organs, self.reference, self.ignore_truncated = int(num_organs), reference, bool(ignore_truncated)
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Add the boxes."""
@@ -229,8 +236,6 @@ class TruthFromOutlinesd(MapTransform):
         for key in self.key_iterator(d):
             del d[key]
         organs, boxes = exact_boxes(d.pop("outlines"), target)
-        d["boxes"] = torch.as_tensor(boxes, dtype=torch.float32)
-        d["labels"] = torch.as_tensor(organs, dtype=torch.int64)
-        d["annotated"] = annotated_mask(d["annotated"], self.num_organs)
-        d["spacing"] = torch.as_tensor(spacing_of(target), dtype=torch.float32)
+        truth = truth_of(d, boxes, organs, target, num_organs=self.num_organs, ignore_truncated=self.ignore_truncated)
+        d.update(truth)
         return d

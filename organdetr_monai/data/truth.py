@@ -29,6 +29,43 @@ def annotated_mask(annotated: Iterable[int], num_organs: int) -> torch.Tensor:
     return flags
 
 
+def truth_of(
+    data: Data, boxes: np.ndarray, ids: np.ndarray, affine: np.ndarray, *, num_organs: int, ignore_truncated: bool
+) -> dict[Hashable, Any]:
+    """What evaluation reads of a case.
+
+    Parameters
+    ----------
+    data : mapping
+        ``annotated`` and, to ignore them, ``truncated``: organ ids.
+    boxes : ndarray of shape (M, 6)
+        Corners in voxels of the working image.
+    ids : ndarray of shape (M,)
+    affine : ndarray of shape (4, 4)
+        Of the working image.
+    num_organs : int
+        K.
+    ignore_truncated : bool
+        Count truncated organs as not annotated.
+
+    Returns
+    -------
+    dict
+        ``boxes`` (M', 6) float32, ``labels`` (M',) int64, ``annotated`` (K,) bool and ``spacing`` (3,) mm.
+    """
+    annotated = annotated_mask(data["annotated"], num_organs)
+    if ignore_truncated:
+        annotated &= ~annotated_mask(data["truncated"], num_organs)
+        kept = annotated.numpy()[np.asarray(ids, dtype=np.int64) - 1]
+        boxes, ids = boxes[kept], ids[kept]
+    return {
+        "boxes": torch.as_tensor(boxes, dtype=torch.float32),
+        "labels": torch.as_tensor(ids, dtype=torch.int64),
+        "annotated": annotated,
+        "spacing": torch.as_tensor(spacing_of(affine), dtype=torch.float32),
+    }
+
+
 class MapLabelsd(MapTransform):
     """Turn the values of a mask file into organ ids and remove stray voxels; uint8 comes out.
 
@@ -288,13 +325,7 @@ class TruthBoxesd(MapTransform):
             mask, target = d.pop(key), affine_of(d[self.reference])
             boxes, ids = boxes_from_mask(plain(mask)[0].numpy())
             boxes = transform_boxes(boxes, affine_of(mask), target)
-            d["annotated"] = annotated_mask(d["annotated"], self.num_organs)
-            if self.ignore_truncated:
-                d["annotated"] &= ~annotated_mask(d["truncated"], self.num_organs)
-                kept = d["annotated"].numpy()[ids - 1]
-                boxes, ids = boxes[kept], ids[kept]
-            d["boxes"] = torch.as_tensor(boxes, dtype=torch.float32)
-            d["labels"] = torch.as_tensor(ids, dtype=torch.int64)
-            d["spacing"] = torch.as_tensor(spacing_of(target), dtype=torch.float32)
+            truth = truth_of(d, boxes, ids, target, num_organs=self.num_organs, ignore_truncated=self.ignore_truncated)
+            d.update(truth)
         d.pop("label_values", None)
         return d

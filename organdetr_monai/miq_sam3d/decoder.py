@@ -58,7 +58,8 @@ class CompetitiveLayer(DecoderLayer):
 
     def compete(self, query: Tensor, position: Tensor, fmap: Tensor) -> Tensor:
         """Query and position (B, K, dim) and map (B, dim, X, Y, Z) to the new query (B, K, dim)."""
-        return self.slot_norm(query + self.slots(query + position, fmap))
+        taken: Tensor = self.slots(query + position, fmap)
+        return self.slot_norm(query + taken)
 
 
 class CompetitiveDecoder(nn.Module):

@@ -36,8 +36,8 @@ def disjoint(
     """Settle which query gets which voxel.
 
     A query takes part if its objectness reaches ``score``. A voxel goes to the query whose score times mask is highest
-    there, if that mask reaches ``mask``. A query that keeps less than ``keep`` of the voxels of its mask is a double of
-    others, and is dropped; its voxels go to the next best.
+    there, if that mask reaches ``mask``. A query that keeps less than ``keep`` of the cells of its mask is a double of
+    others, and is dropped; what it had goes to the next best.
 
     Parameters
     ----------
@@ -62,22 +62,24 @@ def disjoint(
         clicked = (chosen == 0) & bool(local is not None and local[image])
         order = (scores + clicked.float()).argsort(descending=True, stable=True)
         chosen, scores = chosen[order], scores[order]
+        kept = _keep(output["masks"][image, chosen].float().sigmoid(), scores, mask=mask, keep=keep)
+        chosen, scores = chosen[kept], scores[kept]
         labels = torch.zeros(tuple(size), dtype=torch.int64, device=objectness.device)
         if len(chosen):
             logits = output["masks"][image, chosen].float()[None]
             p = F.interpolate(logits, size=tuple(size), mode="trilinear")[0].sigmoid()  # (N, X, Y, Z)
-            kept = _keep(p, scores, mask=mask, keep=keep)
-            chosen, scores, p = chosen[kept], scores[kept], p[kept]
-        if len(chosen):
-            seen = p >= mask
-            best = (p * scores[:, None, None, None]).masked_fill(~seen, -1.0).argmax(0)
-            labels = torch.where(seen.any(0), best + 1, labels)
+            value, best = (p * scores[:, None, None, None]).masked_fill(p < mask, -1.0).max(0)
+            labels = torch.where(value >= 0, best + 1, labels)
+            # A mask of a single cell can fall below the threshold between the cells' centres: no id without a voxel.
+            there = torch.bincount(labels.flatten(), minlength=len(chosen) + 1)[1:] > 0
+            labels = F.pad(there.cumsum(0), (1, 0))[labels]
+            chosen, scores = chosen[there], scores[there]
         found.append(Instances(labels, scores, chosen, output["boxes"][image, chosen].float()))
     return found
 
 
 def _keep(p: Tensor, scores: Tensor, *, mask: float, keep: float) -> Tensor:
-    """Which queries (N,) bool keep enough of their masks, given to the best at each voxel; the worst goes first."""
+    """Which queries (N,) bool keep enough of their masks (N, X, Y, Z), each cell the best's; the worst goes first."""
     seen = p >= mask
     total = seen.flatten(1).sum(-1)
     kept = total > 0

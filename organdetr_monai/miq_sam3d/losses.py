@@ -34,10 +34,10 @@ FOCUS = 2.0  # exponent of the focal terms
 class MIQLoss(nn.Module):
     """Weighted sum of the terms over all decoder layers.
 
-    Of matched queries: ``focal`` and ``dice`` of the mask, ``l1`` and ``giou`` of the box, ``quality``, squared error
-    of the predicted IoU. Of all queries: ``objectness``, focal, and ``union``, focal and Dice of where at least one
-    query sees an instance. Of the prompt: ``contrast``, InfoNCE (van den Oord et al. 2018). Of every
-    cell inside an instance of whatever kind: ``votes``, of its box.
+    Of matched queries: ``focal`` and ``dice`` of the mask, ``l1`` and ``giou`` of the box, ``quality``, the squared
+    error of the predicted IoU. Of all queries: ``objectness``, focal, and ``union``, focal and Dice of where at least
+    one query sees an instance. Of the prompt: ``contrast``, InfoNCE (van den Oord et al. 2018). Of every cell inside an
+    instance of whatever kind: ``votes``, of its box.
 
     Parameters
     ----------

@@ -8,10 +8,12 @@ import sys
 import threading
 import weakref
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from organdetr_monai.data import read_ahead, readers
+from organdetr_monai.data.nifti import read_voxels
 from organdetr_monai.data.read_ahead import ReadAhead
 from organdetr_monai.data.readers import LoadScand, read_scan
 from organdetr_monai.data.scans import find_scans
@@ -35,6 +37,13 @@ def test_every_scan_comes_once_in_order_with_its_own_voxels(scans):
     for seed, (_, (array, affine)) in enumerate(read):
         np.testing.assert_array_equal(array, hu(seed=seed))
         np.testing.assert_allclose(affine, AFFINE, atol=1e-4)
+
+
+def test_what_is_no_volume_is_never_inflated(tmp_path):
+    path = tmp_path / "phases.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.int16), AFFINE), path)
+    with pytest.raises(ValueError, match=r"4, 4, 4, 3"):
+        read_voxels(path)
 
 
 def test_the_first_is_read_once_before_anyone_says_how(scans, monkeypatch):

@@ -59,3 +59,11 @@ def test_unsure_queries_and_empty_masks_are_nothing():
     nowhere = ((0, 0), (0, 0), (0, 0))
     (found,) = disjoint(answer([nowhere, RIGHT], [0.9, 0.8]), SIZE, local=[True])
     assert found.queries.tolist() == [1]
+
+
+def test_every_id_has_a_voxel():
+    output = answer([LEFT, RIGHT, ((3, 4), (5, 6), (2, 3))], [0.7, 0.8, 0.9])
+    output["masks"][0, 2] = output["masks"][0, 2].clamp(max=0.1)  # between the centres of its cell and the next: below
+    (found,) = disjoint(output, SIZE)
+    assert found.queries.tolist() == [1, 0] and found.labels.unique().tolist() == [0, 1, 2]
+    assert found.labels[14, 2, 2] == 1 and found.labels[1, 2, 2] == 2 and found.boxes.shape == (2, 6)

@@ -80,7 +80,8 @@ def test_nothing_for_nothing_costs_nothing(perfect, targets):
     silent = {**perfect, "objectness": torch.full((1, 4), -12.0), "similarity": unlike}
     terms = cost(silent, nothing)
     assert all(terms[name] < 1e-3 for name in DEFAULT_WEIGHTS if name != "votes")
-    assert cost(perfect, nothing)["objectness"] > 5 and cost(perfect, nothing)["union"] > 1
+    terms = cost(perfect, nothing)
+    assert terms["objectness"] > 5 and terms["union"] > 1 and terms["contrast"] > 1
 
 
 def test_volume_without_any_instance_gives_a_finite_loss_and_gradients():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.transforms import Compose, RandomizableTransform
+from monai.transforms import Compose, RandomizableTransform, Transform
 
 from organdetr_monai.errors import InputError
 from organdetr_monai.miq_sam3d.dataset import PromptDataset
@@ -67,6 +67,17 @@ def test_report_is_printed_and_saved(tmp_path, capsys):
     assert "lesion_recall" in capsys.readouterr().out
 
 
+class Load(Transform):
+    """Writes down what it is asked for."""
+
+    def __init__(self, loaded: list) -> None:
+        self.loaded = loaded
+
+    def __call__(self, case):
+        self.loaded.append(case["case"])
+        return dict(case)
+
+
 class Draw(RandomizableTransform):
     """Adds a random number to a case."""
 
@@ -75,12 +86,8 @@ class Draw(RandomizableTransform):
 
 
 def dataset(samples: int, loaded: list) -> PromptDataset:
-    def load(case):
-        loaded.append(case["case"])
-        return dict(case)
-
     data = [{"case": name} for name in "abc"]
-    return PromptDataset(data, Compose([load, Draw()]), samples=samples, seed=1, progress=False, num_workers=0)
+    return PromptDataset(data, Compose([Load(loaded), Draw()]), samples=samples, seed=1, progress=False, num_workers=0)
 
 
 def test_each_case_is_loaded_once_and_sampled_often():
