@@ -31,11 +31,11 @@ class InstanceHeads(nn.Module):
         Objectness at the start: few queries have an instance.
     """
 
-    def __init__(self, dim: int = 96, fine_channels: int = 24, *, prior: float = 0.05) -> None:
+    def __init__(self, dim: int = 96, fine_channels: int = 24, *, prior: float = 0.1) -> None:
         super().__init__()
         self.fine_channels = fine_channels
         self.objectness, self.quality = nn.Linear(dim, 1), nn.Linear(dim, 1)
-        self.trust = nn.Parameter(torch.tensor(4.0))
+        self.trust = nn.Parameter(torch.tensor(6.0))
         nn.init.constant_(self.objectness.bias, math.log(prior / (1 - prior)))
         self.mask = MLP(dim, dim, fine_channels + 2)
         self.box = MLP(dim, dim, 6)

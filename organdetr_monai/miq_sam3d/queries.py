@@ -71,40 +71,15 @@ def squared_distance(shape: Sequence[int], centre: Tensor, scale: Tensor) -> Ten
 
 
 class KeyProjection(nn.Module):
-    """Keys of a map: where they point in the prompt's direction there is something of its kind.
+    """Keys of a map: where they point in the prompt's direction there is something of its kind."""
 
-    Before they are brought to length 1, their mean over all that was seen in training is taken off (as in DINO, Caron et
-    al. 2021): of features that are mostly alike, directions would be, too, and could not tell kinds apart.
-
-    Parameters
-    ----------
-    dim, key_dim : int
-        Widths of the map and of the keys.
-    momentum : float
-        Of the mean; at first it is that of all batches.
-    """
-
-    centre: Tensor
-    batches: Tensor
-
-    def __init__(self, dim: int = 96, key_dim: int = 48, *, momentum: float = 0.99) -> None:
+    def __init__(self, dim: int = 96, key_dim: int = 48) -> None:
         super().__init__()
-        self.momentum = momentum
         self.layers = nn.Sequential(PointwiseConv3d(dim, dim), nn.GELU(), PointwiseConv3d(dim, key_dim))
-        self.register_buffer("centre", torch.zeros(key_dim))
-        self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, fmap: Tensor) -> Tensor:
         """Map (B, dim, X, Y, Z) to keys of length 1, (B, key_dim, X, Y, Z), float32."""
-        keys = self.layers(fmap).float()
-        if self.training:
-            self._follow(keys.detach().mean((0, 2, 3, 4)))
-        return F.normalize(keys - self.centre[:, None, None, None], dim=1)
-
-    def _follow(self, mean: Tensor) -> None:
-        self.batches += 1
-        share = (1 / self.batches).clamp(min=1 - self.momentum)
-        self.centre += share * (mean - self.centre)
+        return F.normalize(self.layers(fmap).float(), dim=1)
 
 
 def cosine(keys: Tensor, feature: Tensor) -> Tensor:
@@ -133,7 +108,7 @@ class BoxVotes(nn.Module):
         self.stride, self.typical = stride, typical
         self.layers = nn.Sequential(PointwiseConv3d(dim, dim), nn.GELU(), PointwiseConv3d(dim, 6))
         weight, bias = self.layers[-1].parameters()
-        nn.init.normal_(weight, std=0.02)
+        nn.init.normal_(weight, std=1e-3)
         nn.init.zeros_(bias)
 
     def forward(self, fmap: Tensor) -> Tensor:
