@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms.traits import RandomizableTrait
 
 from organdetr_monai.calibration import load_thresholds
+from organdetr_monai.checkpoints import SETTINGS
 from organdetr_monai.data.phantom import write_phantoms
 from organdetr_monai.data.prepare import prepare
 from organdetr_monai.detections import Detections
@@ -171,8 +172,20 @@ def test_train_and_inference_describe_one_network_and_one_preprocessing():
     *steps, pad, record = inference["preprocessing"]["transforms"]
     assert train["preprocess"]["transforms"] == steps
     assert pad in train["validate"]["transforms"] and record["_target_"].endswith("RecordFramed")
-    for key in ("organs", "spacing", "window", "hu_window", "hidden_dim", "num_queries"):
-        assert train[key] == inference[key]
+
+
+def test_inference_takes_organs_and_grid_from_beside_the_weights(tmp_path):
+    train, inference = (parsed(f"{name}.json", ckpt_path=str(tmp_path / "model.pt")) for name in ("train", "inference"))
+    for key in SETTINGS:  # nothing there: the same defaults
+        assert train.get_parsed_content(key) == inference.get_parsed_content(key)
+    settings = {"organs": ["liver"], "spacing": [4.0, 3.0, 2.0], "window": [64, 32, 96], "hu_window": [0.0, 80.0]}
+    settings |= {"hidden_dim": 48, "num_queries": 20}
+    assert set(settings) == set(SETTINGS)
+    (tmp_path / "model.json").write_text(json.dumps(settings))
+    parser = parsed("inference.json", ckpt_path=str(tmp_path / "model.pt"))
+    assert {key: parser.get_parsed_content(key) for key in SETTINGS} == settings
+    network = parser.get_parsed_content("network_def")
+    assert network.decoder.dim == 48 and len(network.content) == 20
 
 
 def test_everything_before_the_first_random_transform_is_cached(phantoms, tmp_path):
