@@ -14,7 +14,7 @@ from measure import ROOT, machine
 
 from organdetr_monai.networks import compiled
 
-NAMES = ("network", "parts", "deformable", "matching", "metrics", "data", "detect", "growth", "exports", "gpu")
+NAMES = "network parts attention deformable matching metrics data detect growth exports gpu".split()
 
 
 def main(names: list[str]) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from organdetr_monai.networks.attention import Attention, FeedForward
+from organdetr_monai.networks.attention import Attention, FeedForward, attend
 from organdetr_monai.networks.pointwise import PointwiseConv3d
 from organdetr_monai.networks.position import grid_encoding
 from organdetr_monai.networks.pyramid import PyramidBackbone
@@ -40,7 +40,7 @@ class GatedAttention(Attention):
         s = saliency[:, None].float()  # (B, 1, T)
         bias = self.gamma[:, None] * torch.log(s + EPS)  # (B, heads, T)
         v = v * (1 + self.beta[:, None] * s)[..., None].to(v.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, :, None].to(q.dtype))
+        x = attend(q, k, v, bias[:, :, None].to(q.dtype))
         return self.out(x.transpose(1, 2).flatten(2))
 
 

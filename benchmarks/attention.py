@@ -1,0 +1,48 @@
+"""Attention within windows, forward and gradient: PyTorch's own kernel against two matrix products."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from measure import table, timed
+from torch import Tensor
+
+from organdetr_monai.networks.attention import attend
+
+#: Name to (windows, heads, tokens, width of a head): two training windows of OpenKBP's size; one of MIQ-SAM3D's.
+SHAPES = {
+    "MSA, stride 4": (432, 6, 64, 16),
+    "MSA, stride 8": (54, 6, 64, 16),
+    "MSA, stride 16": (2, 6, 240, 16),
+    "patches of MIQ-SAM3D": (2, 6, 512, 16),
+}
+
+
+def seconds(way: object, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    """Median CPU-seconds of forward and backward."""
+    q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+
+    def work() -> Tensor:
+        q.grad = k.grad = v.grad = None
+        out = way(q, k, v)
+        out.backward(torch.ones_like(out))
+        return out
+
+    return timed(work)[1]
+
+
+def rows() -> str:
+    """The table."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    out = []
+    for name, shape in SHAPES.items():
+        for dtype in (torch.bfloat16, torch.float32):
+            plain, ours = (seconds(way, shape, dtype) for way in (F.scaled_dot_product_attention, attend))
+            out.append([name, str(dtype).removeprefix("torch."), plain * 1e3, ours * 1e3, plain / ours])
+    header = ["where", "precision", "PyTorch's kernel, ms", "ours, ms", "times faster"]
+    return table("Attention, forward and gradient, CPU time", header, out)
+
+
+if __name__ == "__main__":
+    print(rows())
