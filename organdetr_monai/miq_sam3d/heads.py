@@ -53,7 +53,7 @@ class InstanceHeads(nn.Module):
             Their boxes, normalised centre boxes, passed on.
         fine : Tensor of shape (B, fine_channels, X, Y, Z)
         likeness : Tensor of shape (B, K)
-            Cosine of anchor and prompt.
+            Similarity of anchor and prompt.
 
         Returns
         -------

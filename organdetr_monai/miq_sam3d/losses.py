@@ -25,6 +25,7 @@ DEFAULT_WEIGHTS = {
     "quality": 1.0,
     "union": 2.0,
     "contrast": 1.0,
+    "presence": 2.0,
     "votes": 2.0,
 }
 SMOOTH = 8.0  # cells: keeps the terms of small instances, and of none, within bounds
@@ -36,8 +37,8 @@ class MIQLoss(nn.Module):
 
     Of matched queries: ``focal`` and ``dice`` of the mask, ``l1`` and ``giou`` of the box, ``quality``, the squared
     error of the predicted IoU. Of all queries: ``objectness``, focal, and ``union``, focal and Dice of where at least
-    one query sees an instance. Of the prompt: ``contrast``, InfoNCE (van den Oord et al. 2018). Of every cell inside an
-    instance of whatever kind: ``votes``, of its box.
+    one query sees an instance. Of the prompt: ``contrast``, InfoNCE (van den Oord et al. 2018). Of every cell:
+    ``presence``, whether it belongs to an instance of whatever kind, and if so ``votes``, of its box.
 
     Parameters
     ----------
@@ -82,8 +83,9 @@ class MIQLoss(nn.Module):
         for name in per_layer[0] if len(per_layer) > 1 else ():
             terms[f"{name}_aux"] = torch.stack([t[name] for t in per_layer[1:]]).mean()
         terms["contrast"] = contrast(output["similarity"], targets, temperature=self.temperature)
+        terms["presence"] = presence(output["presence"], targets)
         terms["votes"] = votes(output["votes"], targets)
-        for name in ("contrast", "votes"):
+        for name in ("contrast", "presence", "votes"):
             loss = loss + self.weights[name] * terms[name]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
@@ -144,6 +146,13 @@ def union(layer: Mapping[str, Tensor], shares: Tensor) -> Tensor:
     return per_size(focal(any_p.clamp(min=1e-6).log(), log_none, truth), truth) + dice(any_p, truth)
 
 
+def presence(logits: Tensor, targets: Targets) -> Tensor:
+    """Focal plus Dice of where any lesion is, of whatever kind: logits (B, X, Y, Z) to a scalar."""
+    shares = class_shares(targets.all_labels, logits.shape[1:], targets.all_boxes.shape[1] + 1)
+    truth, flat = 1 - shares[:, 0].flatten(1), logits.flatten(1)
+    return (per_size(focal(F.logsigmoid(flat), F.logsigmoid(-flat), truth), truth) + dice(flat.sigmoid(), truth)).mean()
+
+
 def contrast(similarity: Tensor, targets: Targets, *, temperature: float) -> Tensor:
     """InfoNCE of the prompt's similarity: the cores of the wanted instances against everything that is none of them.
 
@@ -154,7 +163,7 @@ def contrast(similarity: Tensor, targets: Targets, *, temperature: float) -> Ten
     Parameters
     ----------
     similarity : Tensor of shape (B, X, Y, Z)
-        Cosine of prompt and keys.
+        Of prompt and keys.
     targets : Targets
     temperature : float
 

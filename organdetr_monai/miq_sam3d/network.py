@@ -18,8 +18,10 @@ class Encoding(NamedTuple):
     fine: Tensor
     #: (B, dim, …) at strides 4, 8 and 16.
     maps: list[Tensor]
-    #: (B, key_dim, …) at stride 4, of length 1.
+    #: (B, key_dim, …) at stride 4, of length 0 to 1.
     keys: Tensor
+    #: (B, …) at stride 4, the logit of this length: is there any lesion?
+    presence: Tensor
     #: (B, 6, …) at stride 4, normalised centre boxes.
     votes: Tensor
 
@@ -59,7 +61,8 @@ class MIQSAM3D(nn.Module):
     def encode(self, image: Tensor) -> Encoding:
         """Image (B, 1, X, Y, Z), intensities in [0, 1], to what clicks are answered from."""
         fine, pyramid = self.encoder(image)
-        return Encoding(fine, pyramid, self.keys(pyramid[0]), self.votes(pyramid[0]))
+        keys, presence = self.keys(pyramid[0])
+        return Encoding(fine, pyramid, keys, presence, self.votes(pyramid[0]))
 
     def prompt(self, encoding: Encoding, click: Tensor) -> Prompt:
         """What lies under one click for each image, (B, 3) normalised to [0, 1] of the window."""
@@ -86,14 +89,15 @@ class MIQSAM3D(nn.Module):
             ``masks`` (B, K, ⌈X/2⌉, ⌈Y/2⌉, ⌈Z/2⌉), ``objectness`` (B, K), ``quality`` (B, K), which is IoU, all logits;
             ``boxes`` (B, K, 6), (cx, cy, cz, w, h, d) in [0, 1] of the window, axes in array order. Where the click is
             in the window, query 0 is the clicked instance's. In training also ``aux``, the same for each earlier
-            decoder layer, ``similarity`` (B, ⌈X/4⌉, …), the cosine of prompt and keys, and ``votes`` (B, 6, ⌈X/4⌉, …).
+            decoder layer, ``similarity`` (B, ⌈X/4⌉, …) of prompt and keys, ``presence`` (B, ⌈X/4⌉, …), the logit of any
+            lesion, and ``votes`` (B, 6, ⌈X/4⌉, …).
         """
         maps, keys, votes = encoding.maps, encoding.keys, encoding.votes
         queries = self.generator(maps, keys, votes, prompt, click, local, self.num_queries)
         *aux, last = self.decoder(maps, encoding.fine, queries.content, queries.boxes, queries.likeness)
         output: dict[str, Any] = dict(last)
         if self.training:
-            output |= {"aux": aux, "similarity": queries.similarity, "votes": votes}
+            output |= {"aux": aux, "similarity": queries.similarity, "presence": encoding.presence, "votes": votes}
         return output
 
     def forward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from organdetr_monai.networks.attention import MLP
 from organdetr_monai.networks.pointwise import PointwiseConv3d
 
-#: Cosine from which up a place is of the prompt's kind: training pulls apart what is above and what is below.
+#: Similarity from which up a place is of the prompt's kind: training pulls apart what is above and what is below.
 ALIKE = 0.5
 
 
@@ -71,19 +72,34 @@ def squared_distance(shape: Sequence[int], centre: Tensor, scale: Tensor) -> Ten
 
 
 class KeyProjection(nn.Module):
-    """Keys of a map: where they point in the prompt's direction there is something of its kind."""
+    """Keys of a map: their direction says of which kind a place is, their length how likely it is a lesion at all.
 
-    def __init__(self, dim: int = 96, key_dim: int = 48) -> None:
+    What is no lesion thus resembles nothing, whatever is clicked. It is a question of its own because it has an answer
+    of its own at every place of every training window, whereas the kind is learned from what one click asks for.
+
+    Parameters
+    ----------
+    dim, key_dim : int
+        Widths of the map and of the keys.
+    prior : float
+        Length at the start: few places belong to a lesion.
+    """
+
+    def __init__(self, dim: int = 96, key_dim: int = 48, *, prior: float = 0.1) -> None:
         super().__init__()
         self.layers = nn.Sequential(PointwiseConv3d(dim, dim), nn.GELU(), PointwiseConv3d(dim, key_dim))
+        self.presence = nn.Sequential(PointwiseConv3d(dim, dim), nn.GELU(), PointwiseConv3d(dim, 1))
+        _, bias = self.presence[-1].parameters()
+        nn.init.constant_(bias, math.log(prior / (1 - prior)))
 
-    def forward(self, fmap: Tensor) -> Tensor:
-        """Map (B, dim, X, Y, Z) to keys of length 1, (B, key_dim, X, Y, Z), float32."""
-        return F.normalize(self.layers(fmap).float(), dim=1)
+    def forward(self, fmap: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (B, dim, X, Y, Z) to keys (B, key_dim, X, Y, Z), and the logit of their length, (B, X, Y, Z); float32."""
+        presence = self.presence(fmap).float()
+        return F.normalize(self.layers(fmap).float(), dim=1) * presence.sigmoid(), presence[:, 0]
 
 
-def cosine(keys: Tensor, feature: Tensor) -> Tensor:
-    """Keys (B, d, X, Y, Z) and feature (B, d), both of length 1, to (B, X, Y, Z).
+def similarity_with(keys: Tensor, feature: Tensor) -> Tensor:
+    """Keys (B, d, X, Y, Z), of length 0 to 1, and feature (B, d), of length 1, to (B, X, Y, Z).
 
     Not a matrix product: autocast would make that one bfloat16, which cannot tell 0.995 from 1.
     """
@@ -164,7 +180,7 @@ class PromptEncoder(nn.Module):
         """
         shape = keys.shape[2:]
         clicked = F.normalize(sample_at(keys, click[:, None])[:, 0], dim=-1)  # (B, key_dim)
-        alike = cosine(keys, clicked).flatten(1)  # (B, cells)
+        alike = similarity_with(keys, clicked).flatten(1)  # (B, cells)
         cell = 1 / torch.tensor(shape, device=click.device)
         distance = squared_distance(shape, click, self.log_reach.exp() * cell).flatten(1)
         weight = (self.log_sharpness.exp() * alike - distance / 2).softmax(-1)
@@ -185,7 +201,7 @@ class Queries(NamedTuple):
     boxes: Tensor
     #: (B, K), the similarity at their anchors.
     likeness: Tensor
-    #: (B, X, Y, Z), cosine of the prompt with every cell of the finest map.
+    #: (B, X, Y, Z), of the prompt with every cell of the finest map.
     similarity: Tensor
 
 
@@ -239,7 +255,7 @@ class QueryGenerator(nn.Module):
             K.
         """
         feature = F.normalize(prompt.feature.float(), dim=-1)
-        similarity = cosine(keys, feature)
+        similarity = similarity_with(keys, feature)
         anchors = peaks(similarity.detach(), num_queries)  # (B, K, 3)
         role = torch.ones(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
         if click is not None:

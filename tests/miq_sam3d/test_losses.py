@@ -37,6 +37,7 @@ def perfect(targets):
         "quality": torch.full((1, 4), 3.0),
         "boxes": boxes,
         "similarity": similarity,
+        "presence": 24 * (inside > 0).float() - 12,
         "votes": said,
     }
 
@@ -51,6 +52,8 @@ def test_right_answer_costs_next_to_nothing(perfect, targets):
     assert terms["objectness"] < 1e-6 and terms["l1"] < 1e-6 and terms["giou"] < 1e-5
     # A cell on the border is shared; no mask of whole cells is quite right.
     assert terms["dice"] < 0.1 and terms["focal"] < 1.0 and terms["quality"] < 0.1 and terms["contrast"] < 0.01
+    wrong = cost({**perfect, "presence": -perfect["presence"]}, targets)
+    assert terms["presence"] < 0.1 * wrong["presence"]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,7 @@ def test_right_answer_costs_next_to_nothing(perfect, targets):
         ("boxes", lambda x: x.roll(1, -1), {"l1", "giou"}),
         ("quality", lambda x: -x, {"quality"}),
         ("similarity", lambda x: -x, {"contrast"}),
+        ("presence", lambda x: -x, {"presence"}),
         ("votes", lambda x: x.roll(1, 1), {"votes"}),
     ],
 )
@@ -79,7 +83,7 @@ def test_nothing_for_nothing_costs_nothing(perfect, targets):
     unlike = torch.full_like(perfect["similarity"], -1)
     silent = {**perfect, "objectness": torch.full((1, 4), -12.0), "similarity": unlike}
     terms = cost(silent, nothing)
-    assert all(terms[name] < 1e-3 for name in DEFAULT_WEIGHTS if name != "votes")
+    assert all(terms[name] < 1e-3 for name in DEFAULT_WEIGHTS if name not in ("presence", "votes"))
     terms = cost(perfect, nothing)
     assert terms["objectness"] > 5 and terms["union"] > 1 and terms["contrast"] > 1
 
@@ -89,6 +93,7 @@ def test_volume_without_any_instance_gives_a_finite_loss_and_gradients():
     shapes = {"masks": (1, 4, *FINE), "objectness": (1, 4), "quality": (1, 4), "boxes": (1, 4, 6)}
     output = {name: torch.rand(shape, requires_grad=True) for name, shape in shapes.items()}
     output["similarity"] = torch.rand(1, *COARSE, requires_grad=True)
+    output["presence"] = torch.rand(1, *COARSE, requires_grad=True)
     output["votes"] = torch.rand(1, 6, *COARSE, requires_grad=True)
     loss = MIQLoss(InstanceMatcher())(output, empty)["loss"]
     loss.backward()

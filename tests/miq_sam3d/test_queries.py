@@ -4,7 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from organdetr_monai.miq_sam3d.queries import BoxVotes, Prompt, PromptEncoder, QueryGenerator, peaks, sample_at
+from organdetr_monai.miq_sam3d.queries import (
+    BoxVotes,
+    KeyProjection,
+    Prompt,
+    PromptEncoder,
+    QueryGenerator,
+    peaks,
+    sample_at,
+    similarity_with,
+)
 from tests.miq_sam3d.toys import SHAPE, normalised
 
 CELLS = (7, 5, 6)
@@ -68,6 +77,18 @@ def test_first_query_is_at_the_click_only_where_it_is_local():
     assert torch.allclose(queries.boxes[0, 1:], best[0, :3], atol=1e-5)
     assert torch.allclose(queries.boxes[1], best[1], atol=1e-5)
     assert torch.allclose(generator([fmap], keys, votes, prompt, None, None, 4).boxes, best, atol=1e-5)
+
+
+def test_what_is_no_lesion_resembles_nothing():
+    torch.manual_seed(0)
+    project = KeyProjection(12, 6)
+    keys, presence = project(torch.rand(2, 12, *CELLS))
+    assert torch.allclose(keys.norm(dim=1), presence.sigmoid(), atol=1e-6)
+    assert float(presence.detach().sigmoid().mean()) == pytest.approx(0.1, abs=0.03)
+    with torch.no_grad():
+        project.presence[-1].bias -= 20
+    keys, _ = project(torch.rand(2, 12, *CELLS))
+    assert similarity_with(keys, F.normalize(torch.rand(2, 6), dim=1)).abs().max() < 1e-6
 
 
 def test_votes_start_at_their_own_cell_with_a_typical_size():
