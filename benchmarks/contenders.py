@@ -26,7 +26,7 @@ CONTENDERS: Mapping[str, tuple[str, ...]] = {
     "two_stage": ("queries/two_stage.json",),
     "quality": ("decoder/quality.json",),
     "no_refinement": ("decoder/no_refinement.json",),
-    "no_auxiliary": ("decoder/no_auxiliary.json",),
+    "auxiliary": ("decoder/auxiliary.json",),
     "no_average": ("average/off.json",),
     "retinanet": ("peers/retinanet.json",),
     "retina_unet": ("peers/retina_unet.json",),
