@@ -1,10 +1,12 @@
 """``organdetr detect`` of a full-resolution scan against reading the file once.
 
-``--scan FILE`` takes a scan of your own; without it a phantom of 512×512×133 voxels is written first.
+``--scan FILE`` takes a scan of your own; without it a phantom of 512×512×133 voxels is written first. ``--model`` takes
+other weights than those for phantoms.
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
 import shutil
 import subprocess
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from measure import table
+from measure import ROOT, table
 from scipy.ndimage import zoom
 
 from organdetr_monai.data.phantom import write_phantoms
@@ -57,8 +59,8 @@ def import_seconds(python: str, *arguments: str) -> float:
     return sum(int(own) for own in lines if own.strip().isdigit()) / 1e6
 
 
-def rows(scan: Path | None = None) -> str:
-    """The table."""
+def rows(scan: Path | None = None, model: Path = ROOT / "models" / "phantom") -> str:
+    """The table; the weights for phantoms are those for a trunk."""
     python = sys.executable
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -69,7 +71,7 @@ def rows(scan: Path | None = None) -> str:
         load = wall(python, "-c", f"import nibabel; nibabel.load({str(scan)!r}).get_fdata(dtype='float32')")
         load -= wall(python, "-c", "import nibabel")
         usage = wall(python, "-m", "organdetr_monai", "--help")
-        program = ("-m", "organdetr_monai", "detect", "--output", str(folder / "out"))
+        program = ("-m", "organdetr_monai", "detect", "--output", str(folder / "out"), "--model", str(model))
         imports = start + import_seconds(python, *program, str(small))
         detect = wall(python, *program, str(scan))
         copies = [shutil.copy(scan, folder / f"copy{k}.nii.gz") for k in range(3)]
@@ -89,4 +91,7 @@ def rows(scan: Path | None = None) -> str:
 
 
 if __name__ == "__main__":
-    print(rows(Path(sys.argv[sys.argv.index("--scan") + 1]) if "--scan" in sys.argv else None))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scan", type=Path, help="a scan in place of a phantom")
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "phantom")
+    print(rows(**vars(parser.parse_args())))

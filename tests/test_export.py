@@ -34,7 +34,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ROOT / "models" / "model.pt"
+SHIPPED = ROOT / "models" / "phantom" / "model.pt"
 #: One map and one decoder layer keep the ONNX export short; the shipped model has them all.
 FEWER = {
     "network_def#backbone#levels": [3],

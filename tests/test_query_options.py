@@ -43,7 +43,9 @@ def test_two_epochs_leave_a_model_that_detects(delta, phantoms, tmp_path):
     train = json.loads((tmp_path / "history.json").read_text())[-1]["train"]
     assert all(value == value for value in train.values())
     has_extra = delta in ("matcher/dn", "matcher/cdn", "matcher/hybrid")
-    assert ("class_extra" in train) == has_extra and ("class_aux" in train) == (delta in ("decoder/auxiliary", "queries/two_stage"))
+    assert ("class_extra" in train) == has_extra and ("class_aux" in train) == (
+        delta in ("decoder/auxiliary", "queries/two_stage")
+    )
     assert any(name.startswith("extra_queries.") for name in state["parts"]["network"]) == has_extra
     network = load_weights(plain_network(*[delta][: delta in OF_THE_NETWORK]), tmp_path / "model.pt")
     with torch.inference_mode():

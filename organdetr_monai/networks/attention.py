@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SHORT = 256  # keys up to which matrices win, and up to which there is memory for the weights
+SHORT = 256  # keys up to which matrices win
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, dropout: float = 0.0) -> Tensor:
     """``scaled_dot_product_attention``, by the fastest way there is.
 
-    Its gradient in bfloat16 on a CPU takes six times as long for windows of 64 tokens as that of two matrix products
-    (torch 2.13, ``benchmarks/attention.py``).
+    In bfloat16 on a CPU its gradient takes several times as long as that of two matrix products where keys are few, and
+    wherever the mask is learned (torch 2.13, ``benchmarks/attention.py``).
 
     Parameters
     ----------
@@ -30,8 +30,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, dropo
     -------
     Tensor of shape (B, heads, Q, d)
     """
-    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and k.shape[-2] <= SHORT
-    if not slow:
+    slow = k.shape[-2] <= SHORT or (mask is not None and mask.requires_grad)
+    if not (slow and q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     with torch.autocast("cpu", enabled=False):  # which would run the softmax in float32, and keep that
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)

@@ -47,7 +47,8 @@ class DeformableDecoder(nn.Module):
     """Layers of the decoder with a class and a box head after each.
 
     A box head's output is added to the query's reference box in logit space and squashed. With ``refine`` the sum is
-    the reference of the next layer (iterative box refinement, Zhu et al. 2021), without its gradient.
+    the reference of the next layer (iterative box refinement, Zhu et al. 2021): without its gradient where each layer
+    has a loss, with it where the last one alone has.
 
     Parameters
     ----------

@@ -62,6 +62,8 @@ def make_app(environment: Environment, folder: Path, bundle: Path) -> Path:
     before = {path: path.read_bytes() for path in app.rglob("*") if path.is_file()}
     install(app, bundle=bundle)
     assert before == {path: path.read_bytes() for path in app.rglob("*") if path.is_file()}
+    for weights in (ROOT / "models" / "phantom").iterdir():  # the studies are phantoms
+        shutil.copy(weights, app / "model" / DEFAULT_NAME / "models")
     return app
 
 

@@ -10,6 +10,7 @@ MASKS = {
     "none": lambda b, s: None,
     "bool": lambda b, s: torch.arange(s).expand(b, 1, 1, s) < s - 3,
     "bias": lambda b, s: torch.linspace(-2, 2, s).expand(b, 1, 1, s).bfloat16(),
+    "learned": lambda b, s: torch.linspace(-2, 2, s).expand(b, 1, 1, s).bfloat16().requires_grad_(),
 }
 
 
@@ -23,16 +24,19 @@ def inputs(queries: int, keys: int, *, dtype=torch.float32):
 def run(way, parts, mask):
     out = way(*parts, mask)
     out.float().square().sum().backward()
-    return [out.detach().float(), *(part.grad.float() for part in parts)]
+    learned = [mask] if mask is not None and mask.requires_grad else []
+    return [out.detach().float(), *(part.grad.float() for part in (*parts, *learned))]
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("queries", "keys"), [(17, 64), (5, SHORT + 1)])
 def test_bfloat16_is_near_float32(mask, queries, keys):
     given = MASKS[mask](2, keys)
-    exact = run(F.scaled_dot_product_attention, inputs(queries, keys), given if mask != "bias" else given.float())
+    if mask in ("bias", "learned"):
+        given = given.detach().float().requires_grad_(mask == "learned")
+    exact = run(F.scaled_dot_product_attention, inputs(queries, keys), given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = run(attend, inputs(queries, keys, dtype=torch.bfloat16), given)
+        rounded = run(attend, inputs(queries, keys, dtype=torch.bfloat16), MASKS[mask](2, keys))
     for a, b in zip(exact, rounded, strict=True):
         assert 0 < (a - b).norm() < 0.02 * a.norm()
 
