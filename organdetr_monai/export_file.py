@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from organdetr_monai.detector import configured, model_of, parsed
 from organdetr_monai.errors import InputError
 from organdetr_monai.export import ExportNetwork, join_output
 from organdetr_monai.exported import FORMATS, KEY, ModelSettings, build, device_of, load_exported
 from organdetr_monai.files import replacing
+from organdetr_monai.loading import configured, model_of, parsed
 
 __all__ = ["ExportReport", "export_model"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import organdetr_monai
-from organdetr_monai import detector as detector_module
+from organdetr_monai import loading
 from organdetr_monai.cli import COMMANDS, main
 from organdetr_monai.data.phantom import PHANTOM_ORGANS, make_phantom
 from organdetr_monai.detections import Detections
@@ -236,7 +236,7 @@ def test_unusable_model_or_organ_is_2(bundle, folder, tmp_path, monkeypatch, cap
     ):
         assert run("detect", scan, "--output", output, *arguments) == 2
         assert message in capsys.readouterr().err
-    monkeypatch.setattr(detector_module, "_DEFAULT_BUNDLE", make_bundle(tmp_path / "bare", weights=False))
+    monkeypatch.setattr(loading, "DEFAULT_BUNDLE", make_bundle(tmp_path / "bare", weights=False))
     assert run("detect", scan, "--output", output) == 2
     assert "has no weights" in capsys.readouterr().err
     assert not output.exists()

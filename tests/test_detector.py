@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from organdetr_monai import detector as detector_module
+from organdetr_monai import loading
 from organdetr_monai.calibration import save_thresholds
 from organdetr_monai.data.phantom import make_phantom
 from organdetr_monai.data.scans import find_scan
@@ -140,7 +140,7 @@ def test_checkpoint_elsewhere_is_read_with_the_default_config(bundle, detector, 
     loose.write_bytes((bundle / "models" / "model.pt").read_bytes())
     with pytest.raises(InputError, match="another architecture"):
         OrganDetector.load(loose)
-    monkeypatch.setattr(detector_module, "_DEFAULT_BUNDLE", bundle)
+    monkeypatch.setattr(loading, "DEFAULT_BUNDLE", bundle)
     assert OrganDetector.load(loose)(scan) == OrganDetector.load()(scan) == detector(scan)
 
 
@@ -153,7 +153,7 @@ def test_thresholds_are_those_beside_the_checkpoint(scan, tmp_path, monkeypatch)
     loose.parent.mkdir()
     loose.write_bytes((bundle / "models" / "model.pt").read_bytes())
     save_thresholds(dict.fromkeys(organs, 1.0), loose.parent / "thresholds.json")
-    monkeypatch.setattr(detector_module, "_DEFAULT_BUNDLE", bundle)
+    monkeypatch.setattr(loading, "DEFAULT_BUNDLE", bundle)
     assert len(OrganDetector.load()(scan).present) > 6
     assert len(OrganDetector.load(loose)(scan).present) == 0
     assert len(OrganDetector.load(loose.parent)(scan).present) == 0, "the folder of a training is that training's model"
@@ -171,7 +171,7 @@ def test_missing_bundle_weights_and_files_are_named(bundle, tmp_path, monkeypatc
         OrganDetector.load(bare / "configs" / "inference.json")
     with pytest.raises(InputError, match=r"delta\.json does not exist"):
         OrganDetector.load(bundle, configs=[tmp_path / "delta.json"])
-    monkeypatch.setattr(detector_module, "_DEFAULT_BUNDLE", tmp_path)
+    monkeypatch.setattr(loading, "DEFAULT_BUNDLE", tmp_path)
     with pytest.raises(InputError, match=r"not part of a bundle"):
         OrganDetector.load()
 

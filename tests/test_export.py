@@ -14,8 +14,7 @@ import torch
 from monai.bundle import ckpt_export, verify_net_in_out
 from torch import Tensor
 
-from organdetr_monai import detector as detector_module
-from organdetr_monai import export_file
+from organdetr_monai import export_file, loading
 from organdetr_monai.cli import main
 from organdetr_monai.data.phantom import make_phantom
 from organdetr_monai.detector import OrganDetector
@@ -148,7 +147,7 @@ def test_detections_are_those_of_the_checkpoint_with_nothing_beside_the_file(
     expected = OrganDetector.load(checkpoints["small"], device="cpu")(scan)
     path = tmp_path / f"alone{suffix}"
     path.write_bytes(exported("small", suffix).read_bytes())
-    monkeypatch.setattr(detector_module, "_DEFAULT_BUNDLE", tmp_path / "nowhere")
+    monkeypatch.setattr(loading, "DEFAULT_BUNDLE", tmp_path / "nowhere")
     found = OrganDetector.load(path)(scan)
     assert found.model == expected.model and len(expected.present) > 6
     for a, b in zip(expected.organs, found.organs, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from numpy.typing import ArrayLike
 
 from organdetr_monai.data.transforms import affine_of
 from organdetr_monai.detections import Model
-from organdetr_monai.detector import ScanLike, as_volume, configured, mended, model_of, parsed, split_loading
 from organdetr_monai.errors import InputError
+from organdetr_monai.loading import configured, model_of, parsed
 from organdetr_monai.miq_sam3d.answer import Answer
 from organdetr_monai.miq_sam3d.grids import GridMap
 from organdetr_monai.miq_sam3d.inference import ClickInferer, without
 from organdetr_monai.miq_sam3d.merging import Piece
 from organdetr_monai.miq_sam3d.points import check_inside, check_tissue, to_voxels
+from organdetr_monai.scan_model import ScanLike, ScanModel
 
 __all__ = ["LesionFinder", "LesionSession"]
 
@@ -30,7 +31,7 @@ _CONFIGS = (Path("configs", "miq_sam3d", "inference.json"), Path("configs", "inf
 _REMEMBERED = 64  # clicks
 
 
-class LesionFinder:
+class LesionFinder(ScanModel):
     """Finds every lesion of the kind of a clicked one.
 
     `load` builds one from a bundle, with the network, preprocessing and inferer of its ``inference.json``.
@@ -64,9 +65,8 @@ class LesionFinder:
         model: Model,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.model, self.inferer, self.device = model, inferer, torch.device(device)
-        self.network = network.to(self.device).eval()
-        self._load, self._prepare = split_loading(preprocessing)
+        super().__init__(network, preprocessing, device=device)
+        self.model, self.inferer = model, inferer
 
     @classmethod
     def load(
@@ -106,32 +106,10 @@ class LesionFinder:
             device=parsed(parser, "device"),
         )
 
-    def read(self, scan: ScanLike) -> MetaTensor:
-        """Read a scan as the bundle does: (1, X, Y, Z), float32, HU.
-
-        Parameters
-        ----------
-        scan : path, Scan, or (array, affine)
-            A NIfTI, NRRD, MHA or MHD file, a folder of one DICOM series, or an array (X, Y, Z) in HU with the affine
-            (4, 4) from indices of voxel centres to RAS mm.
-
-        Raises
-        ------
-        InputError
-            Whatever makes the scan unusable.
-        """
-        if isinstance(scan, MetaTensor):
-            return scan
-        return as_volume(*scan) if isinstance(scan, tuple) else mended(self._load, {"image": scan})["image"]
-
     def open(self, scan: ScanLike | MetaTensor) -> LesionSession:
         """Prepare a scan for clicks; see `read`. What it costs to look at it is paid at the first click."""
         volume = self.read(scan)
-        sample = mended(self._prepare, {"image": volume})
-        frame = sample["frame"]
-        if "filename_or_obj" not in volume.meta:
-            frame = {**frame, "image": None}  # came as an array
-        return LesionSession(self, volume, sample["image"].as_tensor().to(self.device), frame)
+        return LesionSession(self, volume, *self.prepare(volume))
 
     def __call__(
         self, scan: ScanLike | MetaTensor, points: ArrayLike, *, space: str, background: ArrayLike | None = None
@@ -151,7 +129,7 @@ class LesionSession:
         The scan as it was read, HU.
     """
 
-    def __init__(self, finder: LesionFinder, volume: MetaTensor, image: torch.Tensor, frame: dict) -> None:
+    def __init__(self, finder: LesionFinder, volume: MetaTensor, image: torch.Tensor, frame: Mapping[str, Any]) -> None:
         self.volume, self._finder, self._frame = volume, finder, frame
         self._encodings = finder.inferer.encodings(image, finder.network)
         self._grid = GridMap(frame["working_affine"], image.shape[1:], frame["affine"], frame["shape"])
