@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from organdetr_monai.distinct import DistinctMatcher
-from organdetr_monai.losses import DetectionLoss, class_shares, mask_unannotated, multiscale_segmentation_loss
+from organdetr_monai.losses import DetectionLoss, mask_unannotated
 from organdetr_monai.matching import DenseQueryMatcher, HungarianMatcher, RepeatedMatcher
 from organdetr_monai.networks import DenoisingQueries, HybridQueries, Proposals
+from organdetr_monai.segmentation_loss import class_shares, multiscale_segmentation_loss
 
 
 def perfect(targets, queries=20, num_classes=4):

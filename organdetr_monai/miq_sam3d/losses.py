@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from organdetr_monai.boxes import centre_to_corners, iou_giou
-from organdetr_monai.losses import class_shares
 from organdetr_monai.matching import Matches
 from organdetr_monai.miq_sam3d.matching import InstanceMatcher
 from organdetr_monai.miq_sam3d.queries import ALIKE, squared_distance
 from organdetr_monai.miq_sam3d.targets import Targets
+from organdetr_monai.segmentation_loss import class_shares
 
 DEFAULT_WEIGHTS = {
     "objectness": 2.0,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from organdetr_monai.boxes import corners_to_centre
-from organdetr_monai.losses import class_shares
+from organdetr_monai.segmentation_loss import class_shares
 
 
 class Targets(NamedTuple):

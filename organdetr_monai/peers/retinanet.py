@@ -14,10 +14,10 @@ from monai.apps.detection.utils.hard_negative_sampler import HardNegativeSampler
 from torch import Tensor, nn
 
 from organdetr_monai.boxes import denormalise, iou_giou, normalise
-from organdetr_monai.losses import multiscale_segmentation_loss, shown_organs
 from organdetr_monai.matching import Targets
 from organdetr_monai.networks.pyramid import PyramidBackbone
 from organdetr_monai.peers.shared import Average, counts_of_batch, organ_queries
+from organdetr_monai.segmentation_loss import multiscale_segmentation_loss, shown_organs
 
 DEFAULT_WEIGHTS = {"class": 1.0, "giou": 1.0, "segmentation": 1.0}
 

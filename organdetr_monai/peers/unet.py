@@ -33,8 +33,8 @@ class SegmentationUNet(UNet):
 class SegmentationLoss(nn.Module):
     """Cross-entropy and soft Dice of the full-resolution mask, blind to organs that a case does not annotate.
 
-    What :func:`organdetr_monai.losses.multiscale_segmentation_loss` says of one map of the mask's own size, sooner: a
-    voxel has one class there, so shares of classes need not be multiplied out.
+    What :func:`organdetr_monai.segmentation_loss.multiscale_segmentation_loss` says of one map of the mask's own size,
+    sooner: a voxel has one class there, so shares of classes need not be multiplied out.
 
     Parameters
     ----------

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from organdetr_monai.losses import multiscale_segmentation_loss
 from organdetr_monai.peers import SegmentationInferer, SegmentationLoss, SegmentationUNet
 from organdetr_monai.peers.unet import boxes_of_probability
+from organdetr_monai.segmentation_loss import multiscale_segmentation_loss
 from tests.peers.scenes import SHAPE, idle, learn, overlaps, scene
 
 
