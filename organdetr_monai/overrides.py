@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,9 +39,11 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     InputError
         Names the option and what it may have meant.
     """
-    program, *words = sys.argv if argv is None else argv
+    program, *words = (sys.argv if argv is None else argv) or [""]
+    if Path(program).parts[-3:] != ("monai", "bundle", "__main__.py") or "run" not in words:
+        return
     given = dict(_options(words))
-    if Path(program).parts[-3:] != ("monai", "bundle", "__main__.py") or "run" not in words or "args_file" in given:
+    if "args_file" in given:
         return
     parser = ConfigParser()
     parser.read_config(_files(given.get("config_file", "")))
@@ -51,7 +54,7 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Names and values of ``--name value`` and ``--name=value``."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             yield name, value if equals else following

@@ -54,8 +54,9 @@ def test_the_rest_passes(words):
     check(*words)
 
 
-def test_other_programs_are_none_of_its_business():
-    check_overrides(["/usr/bin/pytest", *TRAIN, "--max_epoch", "3"])
+@pytest.mark.parametrize("argv", [["/usr/bin/pytest", *TRAIN, "--max_epoch", "3"], ["mine.py"], [PROGRAM], []])
+def test_other_programs_are_none_of_its_business(argv):
+    check_overrides(argv)
 
 
 def test_the_command_line_says_so_in_one_line(tmp_path):
