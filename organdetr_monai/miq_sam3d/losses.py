@@ -148,8 +148,8 @@ def union(layer: Mapping[str, Tensor], shares: Tensor) -> Tensor:
 
 def presence(logits: Tensor, targets: Targets) -> Tensor:
     """Focal plus Dice of where any lesion is, of whatever kind: logits (B, X, Y, Z) to a scalar."""
-    shares = class_shares(targets.all_labels, logits.shape[1:], targets.all_boxes.shape[1] + 1)
-    truth, flat = 1 - shares[:, 0].flatten(1), logits.flatten(1)
+    truth = class_shares(targets.all_labels.clamp(max=1), logits.shape[1:], 2)[:, 1].flatten(1)
+    flat = logits.flatten(1)
     return (per_size(focal(F.logsigmoid(flat), F.logsigmoid(-flat), truth), truth) + dice(flat.sigmoid(), truth)).mean()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from organdetr_monai.miq_sam3d.decoder import CompetitiveDecoder
 from organdetr_monai.miq_sam3d.encoder import DualEncoder
-from organdetr_monai.miq_sam3d.queries import BoxVotes, KeyProjection, Prompt, PromptEncoder, QueryGenerator
+from organdetr_monai.miq_sam3d.queries import BoxVotes, KeyProjection, Presence, Prompt, PromptEncoder, QueryGenerator
 
 
 class Encoding(NamedTuple):
@@ -18,10 +18,10 @@ class Encoding(NamedTuple):
     fine: Tensor
     #: (B, dim, …) at strides 4, 8 and 16.
     maps: list[Tensor]
+    #: (B, ⌈X/2⌉, ⌈Y/2⌉, ⌈Z/2⌉), logit of any lesion.
+    presence: Tensor
     #: (B, key_dim, …) at stride 4, of length 0 to 1.
     keys: Tensor
-    #: (B, …) at stride 4, the logit of this length: is there any lesion?
-    presence: Tensor
     #: (B, 6, …) at stride 4, normalised centre boxes.
     votes: Tensor
 
@@ -32,6 +32,8 @@ class MIQSAM3D(nn.Module):
     Parameters
     ----------
     encoder : DualEncoder
+    presence : Presence
+        Of the encoder's fine map.
     keys : KeyProjection
     votes : BoxVotes
         Both of the finest map of the encoder's pyramid.
@@ -45,6 +47,7 @@ class MIQSAM3D(nn.Module):
     def __init__(
         self,
         encoder: DualEncoder,
+        presence: Presence,
         keys: KeyProjection,
         votes: BoxVotes,
         prompt_encoder: PromptEncoder,
@@ -54,15 +57,15 @@ class MIQSAM3D(nn.Module):
         num_queries: int = 12,
     ) -> None:
         super().__init__()
-        self.encoder, self.keys, self.votes = encoder, keys, votes
+        self.encoder, self.presence, self.keys, self.votes = encoder, presence, keys, votes
         self.prompt_encoder, self.generator, self.decoder = prompt_encoder, generator, decoder
         self.num_queries = num_queries
 
     def encode(self, image: Tensor) -> Encoding:
         """Image (B, 1, X, Y, Z), intensities in [0, 1], to what clicks are answered from."""
         fine, pyramid = self.encoder(image)
-        keys, presence = self.keys(pyramid[0])
-        return Encoding(fine, pyramid, keys, presence, self.votes(pyramid[0]))
+        presence = self.presence(fine)
+        return Encoding(fine, pyramid, presence, self.keys(pyramid[0], presence), self.votes(pyramid[0]))
 
     def prompt(self, encoding: Encoding, click: Tensor) -> Prompt:
         """What lies under one click for each image, (B, 3) normalised to [0, 1] of the window."""
@@ -89,15 +92,15 @@ class MIQSAM3D(nn.Module):
             ``masks`` (B, K, ⌈X/2⌉, ⌈Y/2⌉, ⌈Z/2⌉), ``objectness`` (B, K), ``quality`` (B, K), which is IoU, all logits;
             ``boxes`` (B, K, 6), (cx, cy, cz, w, h, d) in [0, 1] of the window, axes in array order. Where the click is
             in the window, query 0 is the clicked instance's. In training also ``aux``, the same for each earlier
-            decoder layer, ``similarity`` (B, ⌈X/4⌉, …) of prompt and keys, ``presence`` (B, ⌈X/4⌉, …), the logit of any
+            decoder layer, ``similarity`` (B, ⌈X/4⌉, …) of prompt and keys, ``presence`` (B, ⌈X/2⌉, …), the logit of any
             lesion, and ``votes`` (B, 6, ⌈X/4⌉, …).
         """
-        maps, keys, votes = encoding.maps, encoding.keys, encoding.votes
+        fine, maps, presence, keys, votes = encoding
         queries = self.generator(maps, keys, votes, prompt, click, local, self.num_queries)
-        *aux, last = self.decoder(maps, encoding.fine, queries.content, queries.boxes, queries.likeness)
+        *aux, last = self.decoder(maps, fine, presence, queries.content, queries.boxes, queries.likeness)
         output: dict[str, Any] = dict(last)
         if self.training:
-            output |= {"aux": aux, "similarity": queries.similarity, "presence": encoding.presence, "votes": votes}
+            output |= {"aux": aux, "similarity": queries.similarity, "presence": presence, "votes": votes}
         return output
 
     def forward(

@@ -71,31 +71,51 @@ def squared_distance(shape: Sequence[int], centre: Tensor, scale: Tensor) -> Ten
     return x[..., :, None, None] + y[..., None, :, None] + z[..., None, None, :]
 
 
+class Presence(nn.Module):
+    """Whether a place belongs to a lesion at all, of whatever kind.
+
+    It is a question of its own because it has an answer at every place of every training window, whereas kinds and
+    instances are learned from what one click asks for: keys and masks start from it.
+
+    Parameters
+    ----------
+    channels : int
+        Width of the map.
+    prior : float
+        Probability at the start: few places belong to a lesion.
+    """
+
+    def __init__(self, channels: int = 24, *, prior: float = 0.1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(PointwiseConv3d(channels, channels), nn.GELU(), PointwiseConv3d(channels, 1))
+        _, bias = self.layers[-1].parameters()
+        nn.init.constant_(bias, math.log(prior / (1 - prior)))
+
+    def forward(self, fine: Tensor) -> Tensor:
+        """Map (B, channels, X, Y, Z) to logits (B, X, Y, Z), float32."""
+        return self.layers(fine)[:, 0].float()
+
+
 class KeyProjection(nn.Module):
     """Keys of a map: their direction says of which kind a place is, their length how likely it is a lesion at all.
 
-    What is no lesion thus resembles nothing, whatever is clicked. It is a question of its own because it has an answer
-    of its own at every place of every training window, whereas the kind is learned from what one click asks for.
+    What is no lesion thus resembles nothing, whatever is clicked.
 
     Parameters
     ----------
     dim, key_dim : int
         Widths of the map and of the keys.
-    prior : float
-        Length at the start: few places belong to a lesion.
     """
 
-    def __init__(self, dim: int = 96, key_dim: int = 48, *, prior: float = 0.1) -> None:
+    def __init__(self, dim: int = 96, key_dim: int = 48) -> None:
         super().__init__()
         self.layers = nn.Sequential(PointwiseConv3d(dim, dim), nn.GELU(), PointwiseConv3d(dim, key_dim))
-        self.presence = nn.Sequential(PointwiseConv3d(dim, dim), nn.GELU(), PointwiseConv3d(dim, 1))
-        _, bias = self.presence[-1].parameters()
-        nn.init.constant_(bias, math.log(prior / (1 - prior)))
 
-    def forward(self, fmap: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (B, dim, X, Y, Z) to keys (B, key_dim, X, Y, Z), and the logit of their length, (B, X, Y, Z); float32."""
-        presence = self.presence(fmap).float()
-        return F.normalize(self.layers(fmap).float(), dim=1) * presence.sigmoid(), presence[:, 0]
+    def forward(self, fmap: Tensor, presence: Tensor) -> Tensor:
+        """Map (B, dim, X, Y, Z) and logits (B, 2 X, 2 Y, 2 Z), or one less, to keys (B, key_dim, X, Y, Z), float32."""
+        # A lesion smaller than a cell is one: the cell's largest probability counts.
+        length = F.max_pool3d(presence.sigmoid()[:, None], 2, ceil_mode=True)
+        return F.normalize(self.layers(fmap).float(), dim=1) * length
 
 
 def similarity_with(keys: Tensor, feature: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from organdetr_monai.miq_sam3d.losses import DEFAULT_WEIGHTS, MIQLoss, contrast, votes
 from organdetr_monai.miq_sam3d.matching import InstanceMatcher
 from organdetr_monai.miq_sam3d.targets import wanted_instances
+from organdetr_monai.segmentation_loss import class_shares
 from tests.miq_sam3d.toys import BALL, CUBE, SHAPE, draw
 
 THINGS = [(BALL, (10, 10, 10), 5), (CUBE, (12, 25, 12), 3), (BALL, (30, 20, 12), 5)]
@@ -37,7 +38,7 @@ def perfect(targets):
         "quality": torch.full((1, 4), 3.0),
         "boxes": boxes,
         "similarity": similarity,
-        "presence": 24 * (inside > 0).float() - 12,
+        "presence": 24 * class_shares(targets.all_labels.clamp(max=1), FINE, 2)[:, 1].round() - 12,
         "votes": said,
     }
 
@@ -93,7 +94,7 @@ def test_volume_without_any_instance_gives_a_finite_loss_and_gradients():
     shapes = {"masks": (1, 4, *FINE), "objectness": (1, 4), "quality": (1, 4), "boxes": (1, 4, 6)}
     output = {name: torch.rand(shape, requires_grad=True) for name, shape in shapes.items()}
     output["similarity"] = torch.rand(1, *COARSE, requires_grad=True)
-    output["presence"] = torch.rand(1, *COARSE, requires_grad=True)
+    output["presence"] = torch.rand(1, *FINE, requires_grad=True)
     output["votes"] = torch.rand(1, 6, *COARSE, requires_grad=True)
     loss = MIQLoss(InstanceMatcher())(output, empty)["loss"]
     loss.backward()

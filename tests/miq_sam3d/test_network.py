@@ -33,7 +33,7 @@ def test_shapes():
     assert ((answer["boxes"] > 0) & (answer["boxes"] < 1)).all()
     answer = network.train()(*inputs)
     assert len(answer["aux"]) == 1 and set(answer["aux"][0]) == ANSWER
-    assert answer["similarity"].shape == answer["presence"].shape == (2, 10, 8, 6)
+    assert answer["similarity"].shape == (2, 10, 8, 6) and answer["presence"].shape == (2, 20, 16, 12)
     assert answer["votes"].shape == (2, 6, 10, 8, 6)
 
 

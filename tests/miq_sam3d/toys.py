@@ -11,7 +11,7 @@ import torch
 from organdetr_monai.miq_sam3d.decoder import CompetitiveDecoder
 from organdetr_monai.miq_sam3d.encoder import DualEncoder, PatchTransformer
 from organdetr_monai.miq_sam3d.network import MIQSAM3D
-from organdetr_monai.miq_sam3d.queries import BoxVotes, KeyProjection, PromptEncoder, QueryGenerator
+from organdetr_monai.miq_sam3d.queries import BoxVotes, KeyProjection, Presence, PromptEncoder, QueryGenerator
 from organdetr_monai.networks import FPNBackbone
 
 SHAPE = (40, 32, 24)  # no two axes alike
@@ -33,6 +33,7 @@ def small_miq(*, gated: bool = True, competition: str = "self", num_queries: int
             fine_channels=fine,
             gated=gated,
         ),
+        Presence(fine),
         KeyProjection(dim, keys),
         BoxVotes(dim),
         PromptEncoder(dim, keys),
