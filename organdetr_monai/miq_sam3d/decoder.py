@@ -101,13 +101,7 @@ class CompetitiveDecoder(nn.Module):
         self.heads = InstanceHeads(dim, fine_channels)
 
     def forward(
-        self,
-        pyramid: Sequence[Tensor],
-        fine: Tensor,
-        presence: Tensor,
-        content: Tensor,
-        boxes: Tensor,
-        likeness: Tensor,
+        self, pyramid: Sequence[Tensor], fine: Tensor, content: Tensor, boxes: Tensor, likeness: Tensor
     ) -> list[dict[str, Tensor]]:
         """Decode.
 
@@ -117,8 +111,6 @@ class CompetitiveDecoder(nn.Module):
             Finest first, ``levels`` of them.
         fine : Tensor of shape (B, fine_channels, X', Y', Z')
             What the masks are read from.
-        presence : Tensor of shape (B, X', Y', Z')
-            Logit of any lesion.
         content : Tensor of shape (B, K, dim)
         boxes : Tensor of shape (B, K, 6)
             Where the queries start, normalised centre boxes.
@@ -145,6 +137,6 @@ class CompetitiveDecoder(nn.Module):
             query = layer(query, position, box, memory, shapes)
             moved = logit + self.heads.box(query).float()
             if self.training or layer is self.layers[-1]:
-                outputs.append(self.heads(query, moved.sigmoid(), fine, presence, likeness))
+                outputs.append(self.heads(query, moved.sigmoid(), fine, likeness))
             logit = inverse_sigmoid(moved.detach().sigmoid())
         return outputs

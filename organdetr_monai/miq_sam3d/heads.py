@@ -15,10 +15,10 @@ from organdetr_monai.networks.attention import MLP
 class InstanceHeads(nn.Module):
     """Mask, objectness, quality and box of every query.
 
-    The logit of a mask at a place is that of any lesion there, plus the product of the query's mask embedding with the
-    fine map, plus a falloff with the distance from the query's box. Without the falloff two lesions that look the same
-    would not be told apart. It is ``sharpness * log(2 / (1 + r^2))``, r the distance from the centre in half sizes of
-    the box: positive within the ellipsoid that fits the box, negative beyond, with gentle gradients however far away.
+    The logit of a mask at a place is the product of the query's mask embedding with the fine map, plus a falloff with
+    the distance from the query's box. The product alone cannot tell apart two lesions that look the same; the falloff
+    alone is an ellipsoid. It is ``sharpness * log(2 / (1 + r^2))``, r the distance from the centre in half sizes of the
+    box: positive within the ellipsoid that fits the box, negative beyond, and with gentle gradients however far away.
 
     The objectness is the query's own opinion plus the likeness of its anchor to the prompt, learned long before
     the queries can tell anything: without it, retrieval starts late.
@@ -43,9 +43,7 @@ class InstanceHeads(nn.Module):
         nn.init.normal_(weight, std=1e-3)
         nn.init.zeros_(bias)
 
-    def forward(
-        self, query: Tensor, boxes: Tensor, fine: Tensor, presence: Tensor, likeness: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, query: Tensor, boxes: Tensor, fine: Tensor, likeness: Tensor) -> dict[str, Tensor]:
         """Read the queries.
 
         Parameters
@@ -54,10 +52,8 @@ class InstanceHeads(nn.Module):
         boxes : Tensor of shape (B, K, 6)
             Their boxes, normalised centre boxes, passed on.
         fine : Tensor of shape (B, fine_channels, X, Y, Z)
-        presence : Tensor of shape (B, X, Y, Z)
-            Logit of any lesion.
         likeness : Tensor of shape (B, K)
-            Similarity of anchor and prompt.
+            Cosine of anchor and prompt.
 
         Returns
         -------
@@ -67,12 +63,12 @@ class InstanceHeads(nn.Module):
         embedding, offset, sharpness = self.mask(query).split([self.fine_channels, 1, 1], -1)
         texture = (embedding @ fine.flatten(2)).float() / self.fine_channels**0.5  # (B, K, cells)
         texture = (texture + offset.float()).unflatten(2, fine.shape[2:])
-        # The mask follows box and presence and does not pull at them: they have losses of their own.
+        # The mask follows the box and does not pull at it: the box has a loss of its own.
         centre, size = boxes.detach().float().chunk(2, -1)
         distance = squared_distance(fine.shape[2:], centre, (size / 2).clamp(min=1e-3))
         steep = 1 + F.softplus(sharpness.float())[..., None, None]  # (B, K, 1, 1, 1)
         return {
-            "masks": presence.detach()[:, None] + texture + steep * (math.log(2) - torch.log1p(distance)),
+            "masks": texture + steep * (math.log(2) - torch.log1p(distance)),
             "objectness": self.objectness(query)[..., 0].float() + self.trust * (likeness - ALIKE),
             "quality": self.quality(query)[..., 0].float(),
             "boxes": boxes.float(),

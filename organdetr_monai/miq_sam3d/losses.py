@@ -163,7 +163,7 @@ def contrast(similarity: Tensor, targets: Targets, *, temperature: float) -> Ten
     Parameters
     ----------
     similarity : Tensor of shape (B, X, Y, Z)
-        Of prompt and keys.
+        Cosine of prompt and keys.
     targets : Targets
     temperature : float
 

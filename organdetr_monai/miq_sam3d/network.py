@@ -18,9 +18,7 @@ class Encoding(NamedTuple):
     fine: Tensor
     #: (B, dim, …) at strides 4, 8 and 16.
     maps: list[Tensor]
-    #: (B, ⌈X/2⌉, ⌈Y/2⌉, ⌈Z/2⌉), logit of any lesion.
-    presence: Tensor
-    #: (B, key_dim, …) at stride 4, of length 0 to 1.
+    #: (B, key_dim, …) at stride 4, of length 1.
     keys: Tensor
     #: (B, 6, …) at stride 4, normalised centre boxes.
     votes: Tensor
@@ -33,7 +31,7 @@ class MIQSAM3D(nn.Module):
     ----------
     encoder : DualEncoder
     presence : Presence
-        Of the encoder's fine map.
+        Of the encoder's fine map; in training only.
     keys : KeyProjection
     votes : BoxVotes
         Both of the finest map of the encoder's pyramid.
@@ -64,8 +62,7 @@ class MIQSAM3D(nn.Module):
     def encode(self, image: Tensor) -> Encoding:
         """Image (B, 1, X, Y, Z), intensities in [0, 1], to what clicks are answered from."""
         fine, pyramid = self.encoder(image)
-        presence = self.presence(fine)
-        return Encoding(fine, pyramid, presence, self.keys(pyramid[0], presence), self.votes(pyramid[0]))
+        return Encoding(fine, pyramid, self.keys(pyramid[0]), self.votes(pyramid[0]))
 
     def prompt(self, encoding: Encoding, click: Tensor) -> Prompt:
         """What lies under one click for each image, (B, 3) normalised to [0, 1] of the window."""
@@ -92,15 +89,15 @@ class MIQSAM3D(nn.Module):
             ``masks`` (B, K, ⌈X/2⌉, ⌈Y/2⌉, ⌈Z/2⌉), ``objectness`` (B, K), ``quality`` (B, K), which is IoU, all logits;
             ``boxes`` (B, K, 6), (cx, cy, cz, w, h, d) in [0, 1] of the window, axes in array order. Where the click is
             in the window, query 0 is the clicked instance's. In training also ``aux``, the same for each earlier
-            decoder layer, ``similarity`` (B, ⌈X/4⌉, …) of prompt and keys, ``presence`` (B, ⌈X/2⌉, …), the logit of any
-            lesion, and ``votes`` (B, 6, ⌈X/4⌉, …).
+            decoder layer, ``similarity`` (B, ⌈X/4⌉, …), the cosine of prompt and keys, ``presence`` (B, ⌈X/2⌉, …), the
+            logit of any lesion, and ``votes`` (B, 6, ⌈X/4⌉, …).
         """
-        fine, maps, presence, keys, votes = encoding
+        fine, maps, keys, votes = encoding
         queries = self.generator(maps, keys, votes, prompt, click, local, self.num_queries)
-        *aux, last = self.decoder(maps, fine, presence, queries.content, queries.boxes, queries.likeness)
+        *aux, last = self.decoder(maps, fine, queries.content, queries.boxes, queries.likeness)
         output: dict[str, Any] = dict(last)
         if self.training:
-            output |= {"aux": aux, "similarity": queries.similarity, "presence": presence, "votes": votes}
+            output |= {"aux": aux, "similarity": queries.similarity, "presence": self.presence(fine), "votes": votes}
         return output
 
     def forward(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from organdetr_monai.networks.attention import MLP
 from organdetr_monai.networks.pointwise import PointwiseConv3d
 
-#: Similarity from which up a place is of the prompt's kind: training pulls apart what is above and what is below.
+#: Cosine from which up a place is of the prompt's kind: training pulls apart what is above and what is below.
 ALIKE = 0.5
 
 
@@ -72,10 +72,10 @@ def squared_distance(shape: Sequence[int], centre: Tensor, scale: Tensor) -> Ten
 
 
 class Presence(nn.Module):
-    """Whether a place belongs to a lesion at all, of whatever kind.
+    """Whether a place belongs to a lesion at all, of whatever kind: an extra task for the encoder, in training only.
 
-    It is a question of its own because it has an answer at every place of every training window, whereas kinds and
-    instances are learned from what one click asks for: keys and masks start from it.
+    It has an answer at every place of every window, whereas kinds and instances are learned from what one click asks
+    for: as the segmentation heads do for Organ-DETR, it shortens the time until the maps are worth looking at.
 
     Parameters
     ----------
@@ -97,29 +97,19 @@ class Presence(nn.Module):
 
 
 class KeyProjection(nn.Module):
-    """Keys of a map: their direction says of which kind a place is, their length how likely it is a lesion at all.
-
-    What is no lesion thus resembles nothing, whatever is clicked.
-
-    Parameters
-    ----------
-    dim, key_dim : int
-        Widths of the map and of the keys.
-    """
+    """Keys of a map: where they point in the prompt's direction there is something of its kind."""
 
     def __init__(self, dim: int = 96, key_dim: int = 48) -> None:
         super().__init__()
         self.layers = nn.Sequential(PointwiseConv3d(dim, dim), nn.GELU(), PointwiseConv3d(dim, key_dim))
 
-    def forward(self, fmap: Tensor, presence: Tensor) -> Tensor:
-        """Map (B, dim, X, Y, Z) and logits (B, 2 X, 2 Y, 2 Z), or one less, to keys (B, key_dim, X, Y, Z), float32."""
-        # A lesion smaller than a cell is one: the cell's largest probability counts.
-        length = F.max_pool3d(presence.sigmoid()[:, None], 2, ceil_mode=True)
-        return F.normalize(self.layers(fmap).float(), dim=1) * length
+    def forward(self, fmap: Tensor) -> Tensor:
+        """Map (B, dim, X, Y, Z) to keys of length 1, (B, key_dim, X, Y, Z), float32."""
+        return F.normalize(self.layers(fmap).float(), dim=1)
 
 
-def similarity_with(keys: Tensor, feature: Tensor) -> Tensor:
-    """Keys (B, d, X, Y, Z), of length 0 to 1, and feature (B, d), of length 1, to (B, X, Y, Z).
+def cosine(keys: Tensor, feature: Tensor) -> Tensor:
+    """Keys (B, d, X, Y, Z) and feature (B, d), both of length 1, to (B, X, Y, Z).
 
     Not a matrix product: autocast would make that one bfloat16, which cannot tell 0.995 from 1.
     """
@@ -200,7 +190,7 @@ class PromptEncoder(nn.Module):
         """
         shape = keys.shape[2:]
         clicked = F.normalize(sample_at(keys, click[:, None])[:, 0], dim=-1)  # (B, key_dim)
-        alike = similarity_with(keys, clicked).flatten(1)  # (B, cells)
+        alike = cosine(keys, clicked).flatten(1)  # (B, cells)
         cell = 1 / torch.tensor(shape, device=click.device)
         distance = squared_distance(shape, click, self.log_reach.exp() * cell).flatten(1)
         weight = (self.log_sharpness.exp() * alike - distance / 2).softmax(-1)
@@ -221,7 +211,7 @@ class Queries(NamedTuple):
     boxes: Tensor
     #: (B, K), the similarity at their anchors.
     likeness: Tensor
-    #: (B, X, Y, Z), of the prompt with every cell of the finest map.
+    #: (B, X, Y, Z), cosine of the prompt with every cell of the finest map.
     similarity: Tensor
 
 
@@ -275,7 +265,7 @@ class QueryGenerator(nn.Module):
             K.
         """
         feature = F.normalize(prompt.feature.float(), dim=-1)
-        similarity = similarity_with(keys, feature)
+        similarity = cosine(keys, feature)
         anchors = peaks(similarity.detach(), num_queries)  # (B, K, 3)
         role = torch.ones(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
         if click is not None:
