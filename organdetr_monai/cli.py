@@ -46,8 +46,8 @@ def detect(
     sr
         Write a DICOM structured report for scans that come as DICOM (needs highdicom).
     model
-        A bundle's folder, a checkpoint (.pt) or an exported model (.onnx, .ts); the bundle that this program is part of
-        where not given.
+        A bundle's folder, a checkpoint (.pt), an exported model (.onnx, .ts), or weights that come with this program:
+        phantom. Where not given, its weights for head and neck.
     configs
         Config deltas that the model was trained with, such as configs/data/word.json,configs/size/paper.json.
     device
@@ -317,7 +317,7 @@ def export(
     output
         A .onnx or .ts file.
     model
-        A bundle's folder or a checkpoint (.pt); the bundle that this program is part of where not given.
+        As `organdetr detect` takes it, but no exported one.
     format
         onnx or torchscript; the suffix of the output says it where not given.
     configs

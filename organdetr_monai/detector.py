@@ -87,7 +87,8 @@ class OrganDetector(ScanModel):
             A bundle's folder (``configs/inference.json`` and ``models/model.pt``), or a checkpoint (``.pt``), which is
             read with the config of the bundle in whose ``models`` folder it lies, else with the default one, and with
             what training wrote beside it: ``model.json`` (organs, grid) and ``thresholds.json``; or an exported model
-            (``.onnx``, ``.ts``), which holds all of this. The default is the bundle of which this package is part.
+            (``.onnx``, ``.ts``), which holds all of this; or the name of a folder in ``models/`` of the bundle of which
+            this package is part, such as ``phantom``. The default is that bundle.
         device : str, optional
             ``"cpu"``, ``"cuda"``, ``"cuda:1"``. The config's choice where not given: a GPU if there is one.
         configs : sequence of path

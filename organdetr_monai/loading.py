@@ -57,7 +57,7 @@ def _locate(model: str | os.PathLike | None, names: Sequence[Path]) -> tuple[Pat
         if (config := config_of(DEFAULT_BUNDLE)) is None:
             raise InputError(f"The package is not part of a bundle: {DEFAULT_BUNDLE} has no {names[-1]}.", _TRAIN)
         return DEFAULT_BUNDLE, config, None
-    path = Path(model).expanduser()
+    path = _shipped(Path(model).expanduser())
     config = config_of(path)
     if path.is_dir() and config is None:
         if not (path / "model.pt").is_file():
@@ -67,13 +67,21 @@ def _locate(model: str | os.PathLike | None, names: Sequence[Path]) -> tuple[Pat
     if config is not None:
         return path, config, None
     if not path.is_file():
-        raise InputError(f"The model {path} does not exist.", "Give a bundle's folder or a .pt file.")
+        remedy = "Give a bundle's folder, a .pt file, or the name of weights that come with this bundle"
+        shipped = sorted(folder.parent.name for folder in (DEFAULT_BUNDLE / "models").glob("*/model.pt"))
+        raise InputError(f"The model {path} does not exist.", f"{remedy}: {', '.join(shipped) or 'it has none'}.")
     if path.suffix != ".pt":
         raise InputError(f"{path} is neither a bundle's folder nor a .pt, .onnx or .ts file.", "Give one of these.")
     owner = path.resolve().parents[1]
     if path.resolve().parent.name == "models" and (config := config_of(owner)) is not None:
         return owner, config, path
     return *_locate(None, names)[:2], path
+
+
+def _shipped(path: Path) -> Path:
+    """The folder of weights that comes with the bundle, if `path` is no file but the name of one."""
+    own = DEFAULT_BUNDLE / "models" / path
+    return own if len(path.parts) == 1 and not path.exists() and (own / "model.pt").is_file() else path
 
 
 def _read_config(config: Path, deltas: Sequence[str | os.PathLike]) -> ConfigParser:

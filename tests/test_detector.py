@@ -159,6 +159,21 @@ def test_thresholds_are_those_beside_the_checkpoint(scan, tmp_path, monkeypatch)
     assert len(OrganDetector.load(loose.parent)(scan).present) == 0, "the folder of a training is that training's model"
 
 
+def test_weights_that_come_with_the_bundle_have_a_name(scan, tmp_path, monkeypatch):
+    bundle = make_bundle(tmp_path / "b")
+    (bundle / "models" / "phantom").mkdir()
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    other = {name: value.flip(0) if name == "content" else value for name, value in weights.items()}
+    torch.save(other, bundle / "models" / "phantom" / "model.pt")
+    monkeypatch.setattr(loading, "DEFAULT_BUNDLE", bundle)
+    monkeypatch.chdir(tmp_path)
+    named = OrganDetector.load("phantom")(scan)
+    assert named == OrganDetector.load(bundle / "models" / "phantom")(scan) != OrganDetector.load()(scan)
+    (tmp_path / "phantom").mkdir()  # a path goes before a name
+    with pytest.raises(InputError, match="phantom is no bundle"):
+        OrganDetector.load("phantom")
+
+
 def test_missing_bundle_weights_and_files_are_named(bundle, tmp_path, monkeypatch):
     bare = make_bundle(tmp_path / "bare", weights=False)
     with pytest.raises(InputError, match=r"bare has no weights.*model\.pt.*Train"):
