@@ -12,15 +12,16 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 
 from organdetr_monai.data.transforms import Data, affine_of, plain, with_affine
+from organdetr_monai.errors import InputError
 from organdetr_monai.geometry import spacing_of
+from organdetr_monai.organs import mirror, resolve
 
 
 class RandAffineWindowd(RandomizableTransform, MapTransform):
     """Cut a randomly rotated, zoomed and moved window out of a volume.
 
     Without augmentation the window lies in the middle, which is where ``SpatialPadd`` puts a volume that is smaller.
-    Where the volume is larger the window lies anywhere inside it. There is no mirroring: it would exchange left and
-    right organs.
+    Where the volume is larger the window lies anywhere inside it. It does not mirror: that is :class:`RandMirrord`'s.
 
     Parameters
     ----------
@@ -109,6 +110,80 @@ class RandAffineWindowd(RandomizableTransform, MapTransform):
         place = np.eye(4)
         place[:3, 3] = start + (window - 1) / 2 - self.shift * window
         return place @ turn @ centre
+
+
+class RandMirrord(RandomizableTransform, MapTransform):
+    """Mirror a training case from left to right, and exchange the organs of the two sides.
+
+    The affine is mirrored with the array, so that every voxel stays where it is in the patient; what the network sees
+    is a mirrored patient, whose left kidney lies where the right one was. That is a patient like any other where the
+    body is symmetric, as head and neck are, and not where the liver has a side.
+
+    Parameters
+    ----------
+    keys : image and mask of ids, on one grid
+    organs : sequence of K str
+        Organ ``organs[k]`` has id ``k + 1``.
+    prob : float
+        Share of mirrored cases.
+
+    Raises
+    ------
+    InputError
+        An organ whose counterpart is not among them, unless ``prob`` is 0.
+
+    Notes
+    -----
+    Exchanges ids in the mask, in ``annotated``, and in ``outlines`` where there are any.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        organs: Sequence[str],
+        prob: float = 0.5,
+        mask: str = "label",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.mask, self.table = mask, _other_sides(organs) if prob > 0 else list(range(len(organs) + 1))
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Mirror all keys alike, or none."""
+        d = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return d
+        table = torch.tensor(self.table)
+        for key in self.key_iterator(d):
+            values, affine = plain(d[key]), affine_of(d[key])
+            axis = int(np.abs(affine[0, :3]).argmax())  # along the patient's left and right
+            flip = np.eye(4)
+            flip[axis, axis], flip[axis, 3] = -1, values.shape[axis + 1] - 1
+            if key == self.mask:
+                values = table.to(values.dtype)[values.long()]
+            d[key] = with_affine(values.flip(axis + 1), affine @ flip, d[key])
+        if "annotated" in d:
+            d["annotated"] = sorted(self.table[organ] for organ in d["annotated"])
+        if "outlines" in d:
+            points, organ, volume = (d["outlines"][part] for part in ("points", "organ", "volume"))
+            organ, order = table[organ].sort(stable=True)
+            volume = {self.table[k]: v for k, v in volume.items()}
+            d["outlines"] = {"points": points[order], "organ": organ, "volume": volume}
+        return d
+
+
+def _other_sides(organs: Sequence[str]) -> list[int]:
+    """For each id 0..K that of its organ's mirror image."""
+    names = [resolve(organ) for organ in organs]
+    lacking = [organ for organ in names if mirror(organ) not in names]
+    if lacking:
+        raise InputError(
+            f"{', '.join(lacking)} cannot be mirrored: the other side is not among the organs.",
+            "Name both sides, or set mirror_prob to 0.",
+        )
+    return [0, *(names.index(mirror(organ)) + 1 for organ in names)]
 
 
 def rotation(angles: Sequence[float]) -> np.ndarray:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialPadd
 
-from organdetr_monai.data.augmentation import RandAffineWindowd, RandIntensityd, rotation
+from organdetr_monai.data.augmentation import RandAffineWindowd, RandIntensityd, RandMirrord, rotation
 from organdetr_monai.data.truth import BoxesFromMaskd, OutlineOrgansd
+from organdetr_monai.errors import InputError
 
 KEYS = ["image", "label"]
 AFFINE = np.array([[0, -5.0, 0, 30], [5.0, 0, 0, -20], [0, 0, 5.0, 7], [0, 0, 0, 1]])
@@ -183,3 +185,52 @@ def test_a_volume_without_its_affine_is_an_error():
     data = {key: tensor.as_tensor() for key, tensor in sample().items() if key in KEYS}
     with pytest.raises(TypeError, match="track_meta=True"):
         augment()(data)
+
+
+ORGANS = ["kidney_left", "liver", "kidney_right"]
+SIDES = {1: 3, 2: 2, 3: 1}
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIL", "oblique"])
+def test_mirrored_organs_change_sides_and_stay_where_they_are(axcodes):
+    """Told by millimetres: the voxels of an organ are those of its counterpart, in a mirrored array."""
+    data = sample()
+    affine = np.array(AFFINE)
+    if axcodes == "oblique":
+        affine[:3, :3] = rotation(np.deg2rad([10, -15, 20])) @ affine[:3, :3]
+    else:
+        affine = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(axcodes), (24, 20, 22)) * 1.0
+        affine[:3] *= 5
+    for key in KEYS:
+        data[key] = MetaTensor(data[key].as_tensor(), affine=torch.as_tensor(affine))
+    data = OutlineOrgansd("label")({**data, "annotated": [1, 2]})
+    out = RandMirrord(KEYS, ORGANS, prob=1.0)(data)
+    side = int(np.abs(affine[0, :3]).argmax())
+    assert torch.equal(out["image"].as_tensor(), data["image"].as_tensor().flip(side + 1))
+    for organ, other in SIDES.items():
+        before, after = (
+            nib.affines.apply_affine(d["label"].affine.numpy(), np.argwhere(d["label"][0].numpy() == k))
+            for d, k in ((data, organ), (out, other))
+        )
+        assert len(before) and {tuple(p) for p in before.round(6)} == {tuple(p) for p in after.round(6)}
+    assert out["annotated"] == [2, 3]
+    boxes = BoxesFromMaskd("label", 3)({**out, "annotated": [1, 2, 3]})
+    plain_boxes = BoxesFromMaskd("label", 3)({**data, "annotated": [1, 2, 3]})
+    size = data["label"].shape[side + 1]
+    for organ, other in SIDES.items():
+        box, mirrored = plain_boxes["boxes"][organ - 1].clone(), boxes["boxes"][other - 1]
+        box[[side, side + 3]] = size - box[[side + 3, side]]
+        torch.testing.assert_close(box, mirrored, rtol=0, atol=1e-4)
+    again = RandMirrord(KEYS, ORGANS, prob=1.0)(out)
+    assert torch.equal(again["label"].as_tensor(), data["label"].as_tensor()) and again["annotated"] == [1, 2]
+    np.testing.assert_allclose(again["image"].affine, affine, atol=1e-9)
+
+
+def test_mirroring_wants_both_sides_and_happens_as_often_as_asked():
+    with pytest.raises(InputError, match="kidney_left cannot be mirrored.*mirror_prob to 0"):
+        RandMirrord(KEYS, ["kidney_left", "liver"])
+    data = sample()
+    assert RandMirrord(KEYS, ["kidney_left", "liver", "spleen"], prob=0.0)(data)["label"] is data["label"]
+    transform = RandMirrord(KEYS, ORGANS, prob=0.3).set_random_state(0)
+    moved = sum(transform(data)["label"] is not data["label"] for _ in range(300))
+    assert 60 < moved < 120
