@@ -25,6 +25,7 @@ DEFAULT_WEIGHTS = {
     "quality": 1.0,
     "union": 2.0,
     "contrast": 1.0,
+    "kinds": 1.0,
     "presence": 2.0,
     "votes": 2.0,
 }
@@ -37,7 +38,8 @@ class MIQLoss(nn.Module):
 
     Of matched queries: ``focal`` and ``dice`` of the mask, ``l1`` and ``giou`` of the box, ``quality``, the squared
     error of the predicted IoU. Of all queries: ``objectness``, focal, and ``union``, focal and Dice of where at least
-    one query sees an instance. Of the prompt: ``contrast``, InfoNCE (van den Oord et al. 2018). Of every cell:
+    one query sees an instance. Of the prompt: ``contrast``, InfoNCE (van den Oord et al. 2018). Of every
+    instance in the window, whatever was clicked: ``kinds``, the same with the instance as prompt. Of every cell:
     ``presence``, whether it belongs to an instance of whatever kind, and if so ``votes``, of its box.
 
     Parameters
@@ -83,9 +85,10 @@ class MIQLoss(nn.Module):
         for name in per_layer[0] if len(per_layer) > 1 else ():
             terms[f"{name}_aux"] = torch.stack([t[name] for t in per_layer[1:]]).mean()
         terms["contrast"] = contrast(output["similarity"], targets, temperature=self.temperature)
+        terms["kinds"] = kind_contrast(output["keys"], targets, temperature=self.temperature)
         terms["presence"] = presence(output["presence"], targets)
         terms["votes"] = votes(output["votes"], targets)
-        for name in ("contrast", "presence", "votes"):
+        for name in ("contrast", "kinds", "presence", "votes"):
             loss = loss + self.weights[name] * terms[name]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
@@ -178,15 +181,56 @@ def contrast(similarity: Tensor, targets: Targets, *, temperature: float) -> Ten
     silence = F.softplus(logits.logsumexp(-1) - rival[:, 0])[none, 0]
     if not any(targets.counts):
         return silence.mean()
-    shares = targets.shares(similarity.shape[1:]).flatten(2)  # (B, M, cells)
-    centre, size = targets.boxes.chunk(2, -1)
-    distance = squared_distance(similarity.shape[1:], centre, (size / 2).clamp(min=1e-3)).flatten(2)
-    inside = shares * torch.exp(-2 * distance)
-    core = (inside > 0) & (inside >= 0.5 * inside.amax(-1, keepdim=True))  # (B, M, cells)
+    shares = targets.shares(similarity.shape[1:])  # (B, M, X, Y, Z)
+    core, shares = cores(shares, targets.boxes), shares.flatten(2)  # (B, M, cells)
     others = logits.masked_fill(shares.sum(1, keepdim=True) > 0, float("-inf"))
     others = torch.cat([others, rival], -1).logsumexp(-1, keepdim=True)
     each = (F.softplus(others - logits) * core).sum(-1) / core.sum(-1).clamp(min=1)  # (B, M)
     return torch.cat([each[targets.valid], silence]).mean()
+
+
+def cores(shares: Tensor, boxes: Tensor) -> Tensor:
+    """Cells in the middle of each instance, of its shares (B, M, X, Y, Z) and boxes (B, M, 6): bool (B, M, cells)."""
+    centre, size = boxes.chunk(2, -1)
+    distance = squared_distance(shares.shape[2:], centre, (size / 2).clamp(min=1e-3))
+    inside = (shares * torch.exp(-2 * distance)).flatten(2)
+    return (inside > 0) & (inside >= 0.5 * inside.amax(-1, keepdim=True))
+
+
+def kind_contrast(keys: Tensor, targets: Targets, *, temperature: float) -> Tensor:
+    """What :func:`contrast` asks of the one prompt, asked of every instance in the window, of whatever kind.
+
+    The mean key of an instance's core is its prompt: the cores of all instances of its kind, its own included, against
+    everything that is of no instance of the kind, and the fixed contender. A window has one click and several lesions,
+    so that keys learn from it several times as much (a supervised contrastive loss, Khosla et al. 2020).
+
+    Parameters
+    ----------
+    keys : Tensor of shape (B, d, X, Y, Z)
+        Of length 1.
+    targets : Targets
+    temperature : float
+
+    Returns
+    -------
+    Tensor, scalar
+        Mean over the pairs of instances of one kind.
+    """
+    shares = class_shares(targets.all_labels, keys.shape[2:], targets.all_boxes.shape[1] + 1)[:, 1:]  # (B, N, X, Y, Z)
+    core, shares = cores(shares, targets.all_boxes).float(), shares.flatten(2)  # (B, N, cells)
+    kinds = targets.all_kinds
+    alike = ((kinds[:, :, None] == kinds[:, None]) & (kinds[:, None] > 0)).float()  # (B, N, N)
+    if not alike.any():
+        return keys.sum() * 0
+    with torch.autocast(keys.device.type, enabled=False):  # bfloat16 cannot tell 0.995 from 1
+        flat = keys.float().flatten(2)  # (B, d, cells)
+        prompts = F.normalize(core @ flat.transpose(1, 2), dim=-1)  # (B, N, d)
+        logits = prompts @ flat / temperature  # (B, N, cells)
+        of_kind = alike @ shares > 0
+        rival = logits.new_full((*logits.shape[:2], 1), ALIKE / temperature)
+        others = torch.cat([logits.masked_fill(of_kind, float("-inf")), rival], -1).logsumexp(-1, keepdim=True)
+        each = F.softplus(others - logits) @ core.transpose(1, 2) / core.sum(-1).clamp(min=1)[:, None]  # (B, N, N)
+    return (each * alike).sum() / alike.sum()
 
 
 def votes(boxes: Tensor, targets: Targets) -> Tensor:

@@ -90,14 +90,15 @@ class MIQSAM3D(nn.Module):
             ``boxes`` (B, K, 6), (cx, cy, cz, w, h, d) in [0, 1] of the window, axes in array order. Where the click is
             in the window, query 0 is the clicked instance's. In training also ``aux``, the same for each earlier
             decoder layer, ``similarity`` (B, ⌈X/4⌉, …), the cosine of prompt and keys, ``presence`` (B, ⌈X/2⌉, …), the
-            logit of any lesion, and ``votes`` (B, 6, ⌈X/4⌉, …).
+            logit of any lesion, and ``keys`` and ``votes`` as in :class:`Encoding`.
         """
         fine, maps, keys, votes = encoding
         queries = self.generator(maps, keys, votes, prompt, click, local, self.num_queries)
         *aux, last = self.decoder(maps, fine, queries.content, queries.boxes, queries.likeness)
         output: dict[str, Any] = dict(last)
         if self.training:
-            output |= {"aux": aux, "similarity": queries.similarity, "presence": self.presence(fine), "votes": votes}
+            output |= {"aux": aux, "similarity": queries.similarity, "presence": self.presence(fine)}
+            output |= {"keys": keys, "votes": votes}
         return output
 
     def forward(

@@ -26,6 +26,8 @@ class Targets(NamedTuple):
     #: (B, X, Y, Z) int64 and (B, N, 6): the same of all instances, of whatever kind.
     all_labels: Tensor
     all_boxes: Tensor
+    #: (B, N), the kind of each of them, 0 for what is void.
+    all_kinds: Tensor
 
     def shares(self, shape: Sequence[int]) -> Tensor:
         """Share of each instance in the cells of a coarser grid: (B, M, *shape), float32."""
@@ -58,16 +60,19 @@ def wanted_instances(
     instances = instances.long()
     all_boxes = torch.zeros(len(ids), max(len(k) for k in kinds), 6, device=instances.device)
     boxes = all_boxes.new_zeros(len(ids), max(len(i) for i in ids), 6)
+    all_kinds = torch.zeros(all_boxes.shape[:2], dtype=torch.int64)
     labels = torch.zeros_like(instances)
     for image, of_image in enumerate(ids):
         count = len(kinds[image])
+        all_kinds[image, :count] = kinds[image]
         all_boxes[image, :count] = boxes_of(instances[image], count)
         boxes[image, : len(of_image)] = all_boxes[image, [i - 1 for i in of_image]]
         table = torch.zeros(count + 1, dtype=torch.int64)
         table[of_image] = torch.arange(1, len(of_image) + 1)
         labels[image] = table.to(instances.device)[instances[image]]
     first = [of_image.index(c) if c in of_image else -1 for of_image, c in zip(ids, clicked, strict=True)]
-    return Targets(labels, boxes, [len(i) for i in ids], first, instances, all_boxes)
+    counts = [len(i) for i in ids]
+    return Targets(labels, boxes, counts, first, instances, all_boxes, all_kinds.to(instances.device))
 
 
 def boxes_of(labels: Tensor, count: int) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from organdetr_monai.miq_sam3d.losses import DEFAULT_WEIGHTS, MIQLoss, contrast, votes
+from organdetr_monai.miq_sam3d.losses import DEFAULT_WEIGHTS, MIQLoss, contrast, kind_contrast, votes
 from organdetr_monai.miq_sam3d.matching import InstanceMatcher
 from organdetr_monai.miq_sam3d.targets import wanted_instances
 from organdetr_monai.segmentation_loss import class_shares
@@ -32,6 +32,7 @@ def perfect(targets):
     said = torch.zeros(1, 6, *COARSE) + 0.5
     for k in range(3):
         said = torch.where((inside == k + 1)[:, None], targets.all_boxes[:, k, :, None, None, None], said)
+    keys = torch.nn.functional.one_hot(torch.tensor([0, BALL, CUBE, BALL])[inside], 3).movedim(-1, 1).float()
     return {
         "masks": masks,
         "objectness": torch.tensor([[12.0, 12, -12, -12]]),
@@ -40,6 +41,7 @@ def perfect(targets):
         "similarity": similarity,
         "presence": 24 * class_shares(targets.all_labels.clamp(max=1), FINE, 2)[:, 1].round() - 12,
         "votes": said,
+        "keys": keys,
     }
 
 
@@ -67,6 +69,8 @@ def test_right_answer_costs_next_to_nothing(perfect, targets):
         ("similarity", lambda x: -x, {"contrast"}),
         ("presence", lambda x: -x, {"presence"}),
         ("votes", lambda x: x.roll(1, 1), {"votes"}),
+        ("keys", lambda x: x.roll(2, 2), {"kinds"}),
+        ("keys", lambda x: x[:, :1].repeat(1, 3, 1, 1, 1), {"kinds"}),
     ],
 )
 def test_each_mistake_has_its_term(perfect, targets, key, change, terms):
@@ -84,7 +88,7 @@ def test_nothing_for_nothing_costs_nothing(perfect, targets):
     unlike = torch.full_like(perfect["similarity"], -1)
     silent = {**perfect, "objectness": torch.full((1, 4), -12.0), "similarity": unlike}
     terms = cost(silent, nothing)
-    assert all(terms[name] < 1e-3 for name in DEFAULT_WEIGHTS if name not in ("presence", "votes"))
+    assert all(terms[name] < 1e-3 for name in DEFAULT_WEIGHTS if name not in ("presence", "votes", "kinds"))
     terms = cost(perfect, nothing)
     assert terms["objectness"] > 5 and terms["union"] > 1 and terms["contrast"] > 1
 
@@ -96,6 +100,7 @@ def test_volume_without_any_instance_gives_a_finite_loss_and_gradients():
     output["similarity"] = torch.rand(1, *COARSE, requires_grad=True)
     output["presence"] = torch.rand(1, *FINE, requires_grad=True)
     output["votes"] = torch.rand(1, 6, *COARSE, requires_grad=True)
+    output["keys"] = torch.rand(1, 3, *COARSE, requires_grad=True)
     loss = MIQLoss(InstanceMatcher())(output, empty)["loss"]
     loss.backward()
     assert torch.isfinite(loss) and all(x.grad is None or x.grad.isfinite().all() for x in output.values())
@@ -120,6 +125,23 @@ def test_contrast_asks_for_a_peak_in_the_middle_of_each_instance(targets):
     low = high.clone()
     low[(0, *middle)] = -1
     assert float(contrast(low, targets, temperature=0.1)) > base + 0.05
+
+
+def test_kinds_are_told_apart_and_places_of_a_kind_are_alike(perfect, targets):
+    def kinds(keys):
+        return float(kind_contrast(torch.nn.functional.normalize(keys, dim=1), targets, temperature=0.1))
+
+    assert kinds(perfect["keys"]) < 0.05
+    ball, cube = perfect["keys"].clone(), perfect["keys"].clone()
+    far = torch.zeros(COARSE, dtype=torch.bool)
+    far[COARSE[0] // 2 :] = True  # the second ball alone
+    ball[:, :, far] = ball[:, [0, 2, 1]][:, :, far]
+    assert kinds(ball) > 1, "one ball looks like a cube"
+    cube[:, 1] += cube[:, 2]
+    cube[:, 2] = 0
+    assert kinds(cube) > 1, "the cube looks like a ball"
+    void = targets._replace(all_kinds=torch.zeros_like(targets.all_kinds))
+    assert float(kind_contrast(perfect["keys"], void, temperature=0.1)) == 0
 
 
 def test_votes_count_inside_instances_alone(perfect, targets):

@@ -23,6 +23,7 @@ def test_only_the_clicked_kind_is_wanted():
     assert targets.counts == [2] and targets.clicked == [1]
     assert np.array_equal(targets.labels[0].numpy(), np.where(ids > 1, ids - 1, 0))
     assert np.array_equal(targets.all_labels[0].numpy(), ids) and targets.all_boxes.shape == (1, 3, 6)
+    assert targets.all_kinds.tolist() == [[CUBE, BALL, BALL]]
 
 
 def test_click_on_background_wants_nothing():
