@@ -80,7 +80,7 @@ class ClickInferer(Inferer):
         self,
         window: Sequence[int],
         *,
-        overlap: float = 0.5,
+        overlap: float = 0.375,
         score: float = 0.5,
         mask: float = 0.5,
         keep: float = 0.5,
