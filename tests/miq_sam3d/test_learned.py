@@ -80,7 +80,7 @@ def test_a_click_finds_all_of_its_kind_and_nothing_else(network, volumes, kind):
         overlap.append(dice(labels.numpy() > 0, np.isin(ids, of_kind(things, kind))))
         found += [at(labels, things, k) > 0 for k in of_kind(things, kind)]
         wrong += [at(labels, things, k) > 0 for k in of_kind(things, BALL + CUBE - kind)]
-    assert np.mean(overlap) > 0.75 and np.mean(found) > 0.9 and np.mean(wrong) < 0.05
+    assert np.mean(overlap) > 0.7 and np.mean(found) > 0.9 and np.mean(wrong) < 0.05
 
 
 def test_whichever_ball_is_clicked_and_where_the_answer_is_the_same(network, volumes):
