@@ -195,7 +195,7 @@ def test_everything_before_the_first_random_transform_is_cached(phantoms, tmp_pa
     def first_random(transforms):
         return next((type(t).__name__ for t in transforms.transforms if isinstance(t, RandomizableTrait)), None)
 
-    assert first_random(train) == "RandAffineWindowd" and first_random(validate) is None
+    assert first_random(train) == "RandMirrord" and first_random(validate) is None
 
 
 def test_default_network_is_light_and_the_papers_fits_its_limit():
@@ -287,5 +287,5 @@ def test_metadata_tells_what_the_registry_and_the_package_say():
     meta = json.loads((CONFIGS / "metadata.json").read_text())
     assert meta["version"] == organdetr_monai.__version__ and meta["version"] in meta["changelog"]
     output = meta["network_data_format"]["outputs"]["pred"]
-    assert output["channel_def"] == channel_def(SETS["phantom"].organs)
-    assert meta["network_data_format"]["inputs"]["image"]["spatial_shape"] == list(SETS["phantom"].window)
+    assert output["channel_def"] == channel_def(SETS["openkbp"].organs)
+    assert meta["network_data_format"]["inputs"]["image"]["spatial_shape"] == list(SETS["openkbp"].window)

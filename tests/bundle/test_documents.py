@@ -25,7 +25,7 @@ def test_figures_of_the_model_card_are_the_metadatas():
 
 
 def test_model_card_names_the_organs_and_the_grid_of_the_registry():
-    default = SETS["phantom"]
+    default = SETS["openkbp"]
     assert all(f"`{organ}`" in CARD for organ in default.organs)
     assert f"isotropic grid of {default.spacing[0]:g} mm" in CARD and "×".join(map(str, default.window)) in CARD
     for key in ("label_classes", "pred_classes"):
@@ -33,7 +33,7 @@ def test_model_card_names_the_organs_and_the_grid_of_the_registry():
 
 
 def test_output_that_is_described_is_the_export_networks():
-    default = SETS["phantom"]
+    default = SETS["openkbp"]
     pred = METADATA["network_data_format"]["outputs"]["pred"]
     channels, queries = len(default.organs) + 1 + 6, default.num_queries
     assert (pred["num_channels"], pred["spatial_shape"]) == (channels, [queries])
