@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
+#: Folder beside ``model.pt`` for the weights that were there before the first training.
+AS_INSTALLED = "as_installed"
 #: Start of the names of weights that work in training only: ``last.pt`` keeps them, ``model.pt`` does not.
 EXTRA_QUERIES = "extra_queries."
 
@@ -75,7 +78,8 @@ class TrainingState:
     """Handler: saves after each epoch what a run needs to go on, restores it at the start, keeps the best model.
 
     ``last.pt`` holds the state of the run (not to be shared); ``model.pt`` is the plain state dict of the best model
-    so far by the evaluator's key metric, which is what a MONAI bundle ships.
+    so far by the evaluator's key metric, which is what a MONAI bundle ships. Weights that were in the folder before its
+    first run are kept: :func:`keep_weights`.
 
     Parameters
     ----------
@@ -121,7 +125,9 @@ class TrainingState:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.store)
 
     def restore(self, engine: Any) -> None:
-        """Load ``last.pt`` where there is one."""
+        """Load ``last.pt`` where there is one; where there is none, keep the weights that the run will replace."""
+        if self.save and not self.path.exists():
+            keep_weights(self.model_path)
         if not self.resume or not self.path.exists():
             return
         try:
@@ -184,6 +190,23 @@ class TrainingState:
             "best_metric_epoch": best.best_metric_epoch if best else None,
         }
         save_atomically(state, self.path)
+
+
+def keep_weights(path: Path) -> None:
+    """Copy a ``model.pt`` that a training is to replace, and what lies beside it, to ``as_installed/``, once.
+
+    A first training in the bundle's own ``models`` would else leave nothing of the weights that came with it.
+    """
+    copy = path.parent / AS_INSTALLED
+    if not path.exists() or copy.exists():
+        return
+    draft = copy.with_name(f".{AS_INSTALLED}")
+    draft.mkdir(exist_ok=True)
+    for file in (path, path.with_suffix(".json"), beside(path, "thresholds.json")):
+        if file.exists():
+            shutil.copy2(file, draft)
+    draft.rename(copy)
+    logger.info("the weights that were in %s are in %s now", path.parent, copy)
 
 
 def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:

@@ -55,6 +55,23 @@ def test_best_model_survives_worse_epochs_and_a_resumption(tmp_path):
     assert torch.load(tmp_path / "model.pt")["weight"].item() == 2
 
 
+def test_weights_that_were_there_are_kept_once(tmp_path):
+    files = {"model.pt": b"shipped", "model.json": b"{}", "thresholds.json": b"[]", "README.md": b"of the folder"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    Run(tmp_path, [-2.0, 0.2])(1)  # no best one yet, and then it is resumed
+    assert (tmp_path / "model.pt").read_bytes() == b"shipped"
+    Run(tmp_path, [-2.0, 0.2])(2)
+    assert torch.load(tmp_path / "model.pt")["weight"].item() == 2
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "as_installed").iterdir()}
+    assert kept == {name: content for name, content in files.items() if name != "README.md"}
+    (tmp_path / "last.pt").unlink()
+    Run(tmp_path, [0.5])(1)
+    assert (tmp_path / "as_installed" / "model.pt").read_bytes() == b"shipped"
+    Run(tmp_path / "new", [0.5])(1)
+    assert not (tmp_path / "new" / "as_installed").exists()
+
+
 def test_resume_off_starts_anew(tmp_path):
     Run(tmp_path, [0.1, 0.2])(2)
     assert Run(tmp_path, [0.1, 0.2], resume=False)(1).model.weight.item() == 1
