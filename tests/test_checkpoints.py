@@ -59,8 +59,7 @@ def test_weights_that_were_there_are_kept_once(tmp_path):
     files = {"model.pt": b"shipped", "model.json": b"{}", "thresholds.json": b"[]", "README.md": b"of the folder"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    Run(tmp_path, [-2.0, 0.2])(1)  # no best one yet, and then it is resumed
-    assert (tmp_path / "model.pt").read_bytes() == b"shipped"
+    Run(tmp_path, [-2.0, 0.2])(1)
     Run(tmp_path, [-2.0, 0.2])(2)
     assert torch.load(tmp_path / "model.pt")["weight"].item() == 2
     kept = {path.name: path.read_bytes() for path in (tmp_path / "as_installed").iterdir()}
