@@ -102,7 +102,15 @@ def _file(root: Path, name: str) -> Path:
 BUNDLES = {
     bundle.name: bundle
     for bundle in (
-        Bundle("organ_detr_ct_detection"),
+        Bundle(
+            "organ_detr_ct_detection",
+            # With the weights for phantoms, on which anyone can try out the bundle, and it is checked.
+            model_files=tuple(
+                f"{folder}{name}"
+                for folder in ("", "phantom/")
+                for name in ("model.pt", "model.json", "thresholds.json")
+            ),
+        ),
         Bundle(
             "miq_sam3d_ct_deepgrow_annotation",
             configs="configs/miq_sam3d",
