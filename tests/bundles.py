@@ -51,6 +51,7 @@ def make_bundle(folder: Path, *, weights: bool = True, **changes: Any) -> Path:
         parser[parent][int(last) if last.isdigit() else last] = value
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "inference.json").write_text(json.dumps(parser.get()), encoding="utf-8")
+    parser["bundle_root"] = str(folder)  # beside whose weights there is no model.json
     if weights:
         torch.manual_seed(0)
         (folder / "models").mkdir()

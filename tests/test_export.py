@@ -184,7 +184,7 @@ def test_files_tell_no_paths_of_this_machine(exported):
 
 
 def test_bundle_commands_of_monai_take_the_wrapper(tmp_path):
-    bundle = make_bundle(tmp_path / "bundle", **FEWER)
+    bundle = make_bundle(tmp_path / "bundle", organ_set="openkbp", **FEWER)
     meta = json.loads((ROOT / "configs" / "metadata.json").read_text())
     meta["network_data_format"]["inputs"]["image"]["spatial_shape"] = [32, 32, 32]
     (tmp_path / "metadata.json").write_text(json.dumps(meta))

@@ -30,7 +30,7 @@ def plain_network(*deltas: str) -> torch.nn.Module:
     """The network of ``configs/inference.json``, in the size of the tests."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in ("inference.json", *(f"{delta}.json" for delta in deltas))])
-    parser.update({**SMALL, "device": "$torch.device('cpu')"})
+    parser.update({**SMALL, "device": "$torch.device('cpu')", "settings": {}})
     return parser.get_parsed_content("network_def")
 
 
