@@ -18,7 +18,9 @@ _PROPERTIES = """
 import sys
 from monai.bundle import ConfigWorkflow
 kind, *files = sys.argv[1:]
-flow = ConfigWorkflow(files, "configs/metadata.json", "configs/logging.conf", workflow_type=kind, phantom_cases={cases})
+options = {{"ckpt_dir": "{weights}"}} if kind == "eval" else {{}}
+files = (files, "configs/metadata.json", "configs/logging.conf")
+flow = ConfigWorkflow(*files, workflow_type=kind, phantom_cases={cases}, **options)
 flow.initialize()
 wrong = flow.check_properties()
 sys.exit(f"{{kind}}: {{', '.join(wrong)}} missing, or under another id" if wrong else 0)
@@ -27,8 +29,9 @@ sys.exit(f"{{kind}}: {{', '.join(wrong)}} missing, or under another id" if wrong
 
 def properties(folder: Path) -> None:
     """``ConfigWorkflow.check_properties`` of training, evaluating and inference."""
-    job_of(folder).prepare(folder)
-    program = _PROPERTIES.format(cases=PHANTOMS)
+    job = job_of(folder)
+    job.prepare(folder)
+    program = _PROPERTIES.format(cases=PHANTOMS, weights=job.weights)
     for kind, configs in (("train", ["train"]), ("eval", ["train", "evaluate"]), ("infer", ["inference"])):
         call(folder, "-c", program, kind, *(f"configs/{config}.json" for config in configs))
 
