@@ -14,13 +14,13 @@ from organdetr_monai.miq_sam3d.matching import InstanceMatcher
 from organdetr_monai.miq_sam3d.training import collate, prepare_batch
 from tests.miq_sam3d.toys import BALL, CUBE, SHAPE, draw, normalised, sample, scatter, small_miq
 
-STEPS, BATCH, RATE = 380, 4, 5e-3
+STEPS, BATCH, RATE = 480, 4, 5e-3
 VOLUMES = 16
 
 
 @pytest.fixture(scope="module")
 def network():
-    """Trained, seeded; about 40 seconds of one core. On one thread: sums in another order lead elsewhere in the end."""
+    """Trained, seeded; about 50 seconds of one core. On one thread: sums in another order lead elsewhere in the end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     network, loss, rng = small_miq(), MIQLoss(InstanceMatcher()), np.random.default_rng(0)
@@ -80,7 +80,7 @@ def test_a_click_finds_all_of_its_kind_and_nothing_else(network, volumes, kind):
         overlap.append(dice(labels.numpy() > 0, np.isin(ids, of_kind(things, kind))))
         found += [at(labels, things, k) > 0 for k in of_kind(things, kind)]
         wrong += [at(labels, things, k) > 0 for k in of_kind(things, BALL + CUBE - kind)]
-    assert np.mean(overlap) > 0.7 and np.mean(found) > 0.9 and np.mean(wrong) < 0.05
+    assert np.mean(overlap) > 0.75 and np.mean(found) > 0.9 and np.mean(wrong) < 0.05
 
 
 def test_whichever_ball_is_clicked_and_where_the_answer_is_the_same(network, volumes):
@@ -91,7 +91,7 @@ def test_whichever_ball_is_clicked_and_where_the_answer_is_the_same(network, vol
             anywhere = rng.permutation(np.argwhere(ids == number))[0]
             unions += [click(network, image, v).labels.numpy() > 0 for v in (things[number - 1][1], anywhere)]
         agreement += [dice(a, b) for a, b in combinations(unions, 2)]
-    assert np.mean(agreement) > 0.85
+    assert np.mean(agreement) > 0.9
 
 
 def test_the_clicked_ball_is_query_0_and_id_1(network, volumes):
@@ -112,7 +112,7 @@ def test_balls_that_touch_have_ids_of_their_own(network):
         image, _ = draw(things, seed=seed)
         labels = click(network, image, things[0][1]).labels
         apart.append(0 < at(labels, things, 1) != at(labels, things, 2) > 0)
-    assert np.mean(apart) > 0.6
+    assert np.mean(apart) > 0.75
 
 
 def test_a_click_on_grey_finds_nothing(network, volumes):
