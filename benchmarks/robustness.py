@@ -21,7 +21,7 @@ from measure import ROOT, table
 from monai.bundle import ConfigParser
 from training_run import Run
 
-from organdetr_monai.checkpoints import load_settings
+from organdetr_monai.checkpoints import settings_of
 from organdetr_monai.files import replacing
 
 _HERE = "benchmarks.perturbations."
@@ -56,7 +56,7 @@ def evaluate(run: Run, model: Path, change: dict[str, Any] | None) -> dict[str, 
     parser = ConfigParser()
     parser.read_config([str(path) for path in [*run.files(), CONFIGS / "evaluate.json"]])
     parser.update({"bundle_root": str(ROOT), "ckpt_path": str(model), "seed": run.seed, "handlers": []})
-    parser.update(load_settings(model.with_suffix(".json")))
+    parser.update(settings_of(model))
     parser.update({key: path for key, path in (("datalist", run.datalist), ("val_datalist", run.val)) if path})
     options = (option.partition("=") for option in run.options)
     parser.update({key: _value(text) for key, _, text in options})

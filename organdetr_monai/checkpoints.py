@@ -68,6 +68,11 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
+def settings_of(checkpoint: str | Path) -> dict[str, Any]:
+    """:func:`load_settings` of what training wrote beside a checkpoint: ``model.json`` for ``model.pt``."""
+    return load_settings(Path(checkpoint).with_suffix(".json"))
+
+
 #: Folder beside ``model.pt`` for the weights that were there before the first training.
 AS_INSTALLED = "as_installed"
 #: Start of the names of weights that work in training only: ``last.pt`` keeps them, ``model.pt`` does not.

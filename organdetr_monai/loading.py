@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from organdetr_monai.checkpoints import load_settings
+from organdetr_monai.checkpoints import settings_of
 from organdetr_monai.detections import Model
 from organdetr_monai.errors import InputError, input_error
 
@@ -41,7 +41,7 @@ def configured(
     if device is not None:
         parser["device"] = f"$torch.device({str(check_device(device))!r})"
     weights = Path(parsed(parser, "ckpt_path"))
-    parser.update(load_settings(weights.with_suffix(".json")))
+    parser.update(settings_of(weights))  # over any delta: they are what the weights are
     if not weights.is_file():
         raise InputError(f"The bundle {root} has no weights: there is no {weights}.", _TRAIN)
     return parser

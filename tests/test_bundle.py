@@ -186,6 +186,8 @@ def test_inference_takes_organs_and_grid_from_beside_the_weights(tmp_path):
     assert {key: parser.get_parsed_content(key) for key in SETTINGS} == settings
     network = parser.get_parsed_content("network_def")
     assert network.decoder.dim == 48 and len(network.content) == 20
+    other = parsed("inference.json", ckpt_path=str(tmp_path / "mine.pt"))  # beside which lies another model's
+    assert other.get_parsed_content("organs") == train.get_parsed_content("organs")
 
 
 def test_everything_before_the_first_random_transform_is_cached(phantoms, tmp_path):

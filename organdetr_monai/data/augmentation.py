@@ -126,6 +126,8 @@ class RandMirrord(RandomizableTransform, MapTransform):
         Organ ``organs[k]`` has id ``k + 1``.
     prob : float
         Share of mirrored cases.
+    mask : str
+        Which of the keys holds ids.
 
     Raises
     ------
@@ -147,7 +149,7 @@ class RandMirrord(RandomizableTransform, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        self.mask, self.table = mask, _other_sides(organs) if prob > 0 else list(range(len(organs) + 1))
+        self.mask, self.table = mask, _other_sides(organs) if prob > 0 else []
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Mirror all keys alike, or none."""
