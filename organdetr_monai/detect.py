@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 
 from organdetr_monai.data.hounsfield import why_not_hu
 from organdetr_monai.errors import InputError, input_error
+from organdetr_monai.files import replacing_folder
 from organdetr_monai.organs import resolve
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DetectOptions", "DetectReport", "detect_folder", "select_organs", "write_results"]
 
-CROPS = "crops"
+CROPS, REPORT = "crops", "detections.dcm"
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def detect_folder(
             try:
                 from organdetr_monai.writers.dicom_sr import write_dicom_sr
 
-                write_dicom_sr(detections, scan.paths, folder / "detections.dcm")
+                write_dicom_sr(detections, scan.paths, folder / REPORT)
             except Exception as error:
                 unreported[scan.name] = f"no DICOM report: {_reason(error)}"
                 _complain(scan, unreported, error, debug=debug)
@@ -221,6 +223,7 @@ def write_results(detections: Detections, image: np.ndarray, folder: Path, *, cr
         The scan's own array in HU.
     folder : path
         Gets ``detections.json``, ``detections.mrk.json``, ``preview.png`` and, with a margin, ``crops/<organ>.nii.gz``.
+        Crops and the DICOM report of an earlier run, which may show other organs, go.
     crop : float, optional
         Margin of the crops in mm.
     """
@@ -230,10 +233,15 @@ def write_results(detections: Detections, image: np.ndarray, folder: Path, *, cr
     detections.save(folder / "detections.json")
     write_slicer(detections, folder / "detections.mrk.json")
     write_preview(detections, image, folder / "preview.png")
-    if crop is not None:
-        from organdetr_monai.writers.crops import write_crops
+    (folder / REPORT).unlink(missing_ok=True)
+    if crop is None:
+        shutil.rmtree(folder / CROPS, ignore_errors=True)
+        return
+    from organdetr_monai.writers.crops import write_crops
 
-        write_crops(detections, _compact(image), folder / CROPS, margin=crop)
+    with replacing_folder(folder / CROPS) as draft:
+        draft.mkdir()
+        write_crops(detections, _compact(image), draft, margin=crop)
 
 
 def _compact(image: np.ndarray) -> np.ndarray:

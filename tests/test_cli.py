@@ -144,6 +144,19 @@ def test_crops_of_an_earlier_run_are_no_scans(bundle, folder, tmp_path):
     assert {row.split(",")[0] for row in (tmp_path / "summary.csv").read_text().splitlines()[1:]} == {"scan"}
 
 
+def test_results_of_an_earlier_run_go(bundle, folder, tmp_path):
+    """A crop of an organ that is absent now, or a report of other boxes, would contradict the new detections."""
+    case = tmp_path / "good"
+    assert run("detect", folder / "good.nii.gz", "--output", tmp_path, "--model", bundle, "--crop", 0, "-q") == 0
+    crops = sorted(p.name for p in (case / "crops").iterdir())
+    (case / "crops" / "spleen_of_before.nii.gz").touch()
+    (case / "detections.dcm").touch()
+    assert run("detect", folder / "good.nii.gz", "--output", tmp_path, "--model", bundle, "--crop", 0, "-q") == 0
+    assert sorted(p.name for p in (case / "crops").iterdir()) == crops
+    assert run("detect", folder / "good.nii.gz", "--output", tmp_path, "--model", bundle, "-q") == 0
+    assert sorted(p.name for p in case.iterdir()) == ["detections.json", "detections.mrk.json", "preview.png"]
+
+
 def test_report_for_dicom_alone(bundle, folder, phantom, tmp_path, capsys):
     pydicom, _ = pytest.importorskip("pydicom"), pytest.importorskip("highdicom")
     from tests.data.scan_files import write_series
