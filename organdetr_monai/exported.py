@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from organdetr_monai.checkpoints import NAME
 from organdetr_monai.detections import Model
 from organdetr_monai.errors import InputError
 from organdetr_monai.export import split_output
+from organdetr_monai.organs import NAME
 
 __all__ = ["ExportedNetwork", "ModelSettings", "load_exported"]
 

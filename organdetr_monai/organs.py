@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from organdetr_monai.errors import InputError
 from organdetr_monai.organ_sets import SETS, OrganSet
 
-__all__ = ["ORGANS", "PARTS", "SETS", "Organ", "OrganSet", "channel_def", "mirror", "resolve"]
+__all__ = ["NAME", "ORGANS", "PARTS", "SETS", "Organ", "OrganSet", "channel_def", "mirror", "resolve"]
+
+#: What a name of an organ may be: nothing that a config would take for a reference, a macro or an expression.
+NAME = re.compile(r"\w[\w .,()/+-]*")
 
 
 @dataclass(frozen=True)

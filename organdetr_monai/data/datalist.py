@@ -24,7 +24,7 @@ from typing import Any
 
 from organdetr_monai.data.headers import check_same_grid, read_grid
 from organdetr_monai.errors import InputError
-from organdetr_monai.organs import ORGANS, resolve
+from organdetr_monai.organs import NAME, ORGANS, resolve
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
@@ -84,9 +84,17 @@ def load_datalist(
 
 
 def check_disjoint(train: Iterable[Mapping[str, Any]], val: Iterable[Mapping[str, Any]]) -> None:
-    """Raise :class:`InputError` if an image is in both lists."""
+    """Raise :class:`InputError` if an image is in both lists, or, where the lists tell them, a patient."""
+    train, val = list(train), list(val)
+    patients = {item["patient"] for item in train if item.get("patient") is not None}
+    known = [item["patient"] for item in val if item.get("patient") in patients]
     seen = {os.path.realpath(item["image"]) for item in train}
     shared = [item["image"] for item in val if os.path.realpath(item["image"]) in seen]
+    if known and not shared:
+        raise InputError(
+            f"{len(known)} scans in validation are of patients in training, such as {known[0]!r}.",
+            "Give all scans of a patient the same split.",
+        )
     if shared:
         raise InputError(
             f"{len(shared)} images are in training and in validation, such as {shared[0]}.",
@@ -197,6 +205,12 @@ def _organ_ids(organs: Sequence[str]) -> dict[str, int]:
     twice = [name for name, count in Counter(organs).items() if count > 1]
     if twice:
         raise InputError(f"the model's organs name {', '.join(twice)} twice.", "Name each organ once.")
+    strange = [name for name in organs if not NAME.fullmatch(name)]
+    if strange:
+        raise InputError(
+            f"the model's organs name {strange[0]!r}.",
+            "Start with a letter or digit, and use these, spaces and _ . , ( ) / + - only.",
+        )
     return {name: k + 1 for k, name in enumerate(organs)}
 
 

@@ -206,6 +206,11 @@ class EncodeClicksd(MapTransform):
 
     The channel is 0, ``k`` at click ``k`` (from 1 up) and ``-k`` at click ``k`` of those that say "not this one". The
     last step of preprocessing, after ``RecordFramed``; a sample without clicks passes unchanged.
+
+    Raises
+    ------
+    InputError
+        A click beside the body, or one voxel of the working grid that is said to lie and not to lie on a lesion.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -222,8 +227,13 @@ class EncodeClicksd(MapTransform):
                 if sign == 1:
                     check_inside(inside, d["clicks"], source_of(image))
                 for k, (x, y, z) in enumerate(inside.tolist(), start=1):
-                    if x >= 0:
-                        channel[0, x, y, z] = sign * k
+                    if x < 0:
+                        continue
+                    if sign < 0 < channel[0, x, y, z]:
+                        raise InputError(
+                            "A background click lies in the voxel of a click on a lesion.", "Leave one of them out."
+                        )
+                    channel[0, x, y, z] = sign * k
             d[key] = with_affine(torch.cat([plain(image), channel]), affine_of(image), image)
         return d
 

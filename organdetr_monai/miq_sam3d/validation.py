@@ -13,14 +13,15 @@ from ignite.engine import Engine, Events
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 
+from organdetr_monai.data.transforms import affine_of, plain
 from organdetr_monai.errors import InputError
 from organdetr_monai.files import replacing
+from organdetr_monai.geometry import spacing_of
 from organdetr_monai.miq_sam3d.instances import disjoint
 from organdetr_monai.miq_sam3d.metrics import aggregate, evaluate_instances
+from organdetr_monai.miq_sam3d.prompts import TISSUE
 from organdetr_monai.miq_sam3d.robustness import ask_about, summarise
 from organdetr_monai.miq_sam3d.targets import Targets
-
-TISSUE = 0.05  # intensity above which a voxel is tissue: clicks on air are refused, not answered
 
 
 class LesionMetric(Metric):
@@ -135,7 +136,6 @@ class AnswerCase:
         for image, instances, kinds, case in zip(
             batch["image"], batch["instances"], batch["kinds"], batch["case"], strict=True
         ):
-            spacing = image.pixdim.tolist() if hasattr(image, "pixdim") else [1.0] * 3
             volume = torch.as_tensor(np.asarray(image), device=engine.state.device)
             encodings = engine.inferer.encodings(volume, engine.network)
 
@@ -145,9 +145,9 @@ class AnswerCase:
 
             figures = ask_about(
                 answer,
-                np.asarray(instances)[0],
+                plain(instances)[0].numpy(),
                 np.asarray(kinds).tolist(),
-                spacing,
+                spacing_of(affine_of(instances)).tolist(),
                 tissue=np.asarray(image)[0] > TISSUE,
                 background=self.background,
                 seed=self.seed,

@@ -175,6 +175,10 @@ def test_shared_images_are_found(folder):
     check_disjoint(train[:1], train[1:])
     with pytest.raises(InputError, match=r"b_ct\.nii\.gz"):
         check_disjoint(train, train[1:])
+    first, second = ([{**item, "patient": name}] for item, name in zip(train, "pp", strict=True))
+    with pytest.raises(InputError, match="patients in training, such as 'p'"):
+        check_disjoint(first, second)
+    check_disjoint(first, [{**second[0], "patient": "q"}])
 
 
 def test_images_without_labels(folder):

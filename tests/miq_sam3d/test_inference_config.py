@@ -127,15 +127,10 @@ def test_export_network_says_what_the_network_says_of_a_click():
     assert torch.allclose(found, wanted, atol=1e-5) and torch.allclose(scripted, wanted, atol=1e-4)
 
 
-def test_training_and_inference_are_of_one_network_and_grid():
-    inference, training = (json.loads(CONFIG.with_name(name).read_text()) for name in ("inference.json", "train.json"))
-    for key in ("network_def", "spacing", "window", "hu_window", "hidden_dim", "num_queries", "models_dir"):
-        assert inference[key] == training[key], key
-
-
 def test_metadata_says_what_the_config_does():
     metadata = json.loads(METADATA.read_text(encoding="utf-8"))["network_data_format"]
-    config = json.loads(CONFIG.read_text(encoding="utf-8"))
+    parser = ConfigParser(json.loads(CONFIG.read_text(encoding="utf-8")))
+    config = {key: parser.get_parsed_content(key) for key in ("window", "num_queries")}
     assert metadata["inputs"]["image"]["spatial_shape"] == config["window"]
     pred = metadata["outputs"]["pred"]
     assert (pred["num_channels"], pred["spatial_shape"]) == (config["num_queries"], [n // 2 for n in config["window"]])
@@ -145,3 +140,16 @@ def test_weights_lie_apart_where_two_bundles_share_a_folder(tmp_path):
     assert models_folder(tmp_path) == str(tmp_path / "models")
     (tmp_path / "configs" / "miq_sam3d").mkdir(parents=True)
     assert models_folder(tmp_path) == str(tmp_path / "models" / "miq_sam3d")
+
+
+def test_a_place_that_is_and_is_not_a_lesion_is_refused(folder):
+    """Two voxels of 1 mm that are one of the working grid's."""
+    path = folder / "fine.nii.gz"
+    write(path, scan(lesions=LESIONS), np.eye(4))
+    preprocessing = ConfigParser(json.loads(CONFIG.read_text(encoding="utf-8"))).get_parsed_content("preprocessing")
+    sample = {"image": str(path), "points": [[8, 8, 8], [20, 8, 8]], "space": "voxel"}
+    marks = preprocessing({**sample, "background": [[30, 8, 8]]})["image"][1]
+    assert sorted(marks[marks != 0].tolist()) == [-1, 1, 2]
+    with pytest.raises(Exception) as caught:
+        preprocessing({**sample, "background": [[9, 9, 9]]})
+    assert "in the voxel of a click on a lesion" in str(input_error(caught.value))
