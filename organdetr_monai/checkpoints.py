@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 
 from organdetr_monai.errors import InputError
 from organdetr_monai.files import replacing
+from organdetr_monai.organs import NAME
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,6 @@ def save_atomically(obj: Any, path: Path) -> None:
         torch.save(obj, draft)
 
 
-#: Names of organs: nothing that a config would take for a reference, a macro or an expression.
-NAME = re.compile(r"\w[\w .,()/+-]*")
 SETTINGS = ("organs", "spacing", "window", "hu_window", "hidden_dim", "num_queries")
 
 
@@ -59,18 +57,48 @@ def load_settings(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{path} cannot be read ({error}).", "Take it from the training that made the model."
         ) from error
-    plain = all(isinstance(v, int | float) or (isinstance(v, str) and NAME.fullmatch(v)) for v in values)
-    if not plain or not set(settings) <= set(SETTINGS):
+    strange = [v for v in values if not (isinstance(v, int | float) or (isinstance(v, str) and NAME.fullmatch(v)))]
+    strange += [key for key in settings if key not in SETTINGS]
+    if strange:
         raise InputError(
-            f"{path} holds more than {', '.join(SETTINGS)} as names and numbers.",
+            f"{path} holds {strange[0]!r}, and may hold {', '.join(SETTINGS)} as names and numbers only.",
             "Take it from the training that made the model.",
         )
     return settings
 
 
-def settings_of(checkpoint: str | Path) -> dict[str, Any]:
-    """:func:`load_settings` of what training wrote beside a checkpoint: ``model.json`` for ``model.pt``."""
-    return load_settings(Path(checkpoint).with_suffix(".json"))
+def settings_of(checkpoint: str | Path, *, required: bool = False) -> dict[str, Any]:
+    """:func:`load_settings` of what training wrote beside a checkpoint: ``model.json`` for ``model.pt``.
+
+    Raises
+    ------
+    InputError
+        There is none, and it is required.
+    """
+    path = Path(checkpoint).with_suffix(".json")
+    settings = load_settings(path)
+    if required and not settings:
+        raise InputError(f"there is no {path}.", f"Copy it from where {Path(checkpoint).name} was trained.")
+    return settings
+
+
+def check_settings(checkpoint: str | Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to use weights on another grid, or for other organs, than they were trained with.
+
+    They would load, and give figures that are wrong. Keys that ``model.json`` does not have pass.
+
+    Raises
+    ------
+    InputError
+        It names the first key that differs.
+    """
+    trained = settings_of(checkpoint)
+    for key, value in _plain(settings).items():
+        if trained.get(key, value) != value:
+            raise InputError(
+                f"{checkpoint} was trained with {key} {trained[key]}, and is asked for {value}.",
+                "Use the configs and options that it was trained with, or name other weights with --ckpt_path.",
+            )
 
 
 #: Folder beside ``model.pt`` for the weights that were there before the first training.
@@ -141,9 +169,12 @@ class TrainingState:
             for name, part in self.parts.items():
                 saved = state["parts"][name]
                 if isinstance(part, torch.optim.lr_scheduler.LambdaLR):
-                    # How long the schedule is says the config of now: --max_epochs may have been raised.
-                    saved = {k: v for k, v in saved.items() if k not in ("t_total", "warmup_steps")}
+                    # How long and how high the schedule is says the config of now: --max_epochs may have been raised.
+                    saved = {k: v for k, v in saved.items() if k not in ("t_total", "warmup_steps", "base_lrs")}
                 part.load_state_dict(saved)
+            for part in self.parts.values():
+                if isinstance(part, torch.optim.lr_scheduler.LambdaLR):
+                    _follow(part)
         except InputError:
             raise
         except (RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
@@ -195,6 +226,14 @@ class TrainingState:
             "best_metric_epoch": best.best_metric_epoch if best else None,
         }
         save_atomically(state, self.path)
+
+
+def _follow(schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
+    """Give the optimiser, which has the rates of before, those of the schedule as it is now."""
+    for group, base, factor in zip(
+        schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = base * factor(schedule.last_epoch)
 
 
 def keep_weights(path: Path) -> None:

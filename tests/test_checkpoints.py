@@ -1,5 +1,6 @@
 """What a run leaves on disk: it goes on from there, keeps its best, and says what does not fit."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,14 @@ import torch
 from ignite.engine import Engine, Events
 from monai.optimizers import WarmupCosineSchedule
 
-from organdetr_monai.checkpoints import TrainingState, load_settings, load_weights, save_atomically
+from organdetr_monai.checkpoints import (
+    TrainingState,
+    check_settings,
+    load_settings,
+    load_weights,
+    save_atomically,
+    settings_of,
+)
 from organdetr_monai.errors import InputError
 from organdetr_monai.networks import HybridQueries
 
@@ -120,6 +128,41 @@ def test_raised_number_of_epochs_lengthens_the_schedule(tmp_path):
         long.step()
         factors.append(long.get_last_lr()[0])
     assert factors == sorted(factors, reverse=True), "the rate falls to the new end and never rises"
+
+
+def test_resumed_run_learns_at_the_rate_asked_for(tmp_path):
+    def parts(rate):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+        return {"optimizer": optimizer, "lr_scheduler": WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=10)}
+
+    before, same, slower = parts(1.0), parts(1.0), parts(0.1)
+    for _ in range(5):
+        before["lr_scheduler"].step()
+    model, engine = torch.nn.Linear(1, 1), SimpleNamespace(state=SimpleNamespace(epoch=1, iteration=5, max_epochs=5))
+    TrainingState(tmp_path, before, model).store(engine)
+    engine.state.device = "cpu"
+    for resumed in (same, slower):
+        TrainingState(tmp_path, resumed, model).restore(engine)
+    rate = before["optimizer"].param_groups[0]["lr"]
+    assert 0 < rate < 1
+    assert same["optimizer"].param_groups[0]["lr"] == rate
+    assert slower["optimizer"].param_groups[0]["lr"] == pytest.approx(0.1 * rate)
+    slower["lr_scheduler"].step()
+    assert 0 < slower["lr_scheduler"].get_last_lr()[0] < 0.1 * rate
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("spacing", [4.0, 4.0, 4.0]), ("window", [64, 64, 64]), ("organs", ["spleen"])]
+)
+def test_weights_of_another_grid_or_other_organs_are_not_evaluated(tmp_path, key, value):
+    trained = {"organs": ["liver"], "spacing": [5, 5, 5], "window": [96, 64, 96]}
+    (tmp_path / "mine.json").write_text(json.dumps(trained))
+    check_settings(tmp_path / "mine.pt", {**trained, "spacing": (5.0, 5.0, 5.0), "hu_window": [-300, 400]})
+    with pytest.raises(InputError, match=rf"mine\.pt was trained with {key} .* asked for"):
+        check_settings(tmp_path / "mine.pt", {**trained, key: value})
+    check_settings(tmp_path / "other.pt", trained)  # nobody says how it was trained
+    with pytest.raises(InputError, match=r"there is no .*other\.json"):
+        settings_of(tmp_path / "other.pt", required=True)
 
 
 def test_run_that_never_validated_keeps_its_last_model(tmp_path):

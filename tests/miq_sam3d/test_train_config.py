@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from organdetr_monai.checkpoints import load_settings, load_weights
 from organdetr_monai.errors import input_error
 from organdetr_monai.history import load_history
+from organdetr_monai.miq_sam3d import robustness
 from organdetr_monai.miq_sam3d.phantoms import write_lesion_phantoms
 
 ROOT = Path(__file__).parents[2]
@@ -84,9 +85,9 @@ def test_training_leaves_weights_settings_and_history(phantoms, trained):
     for key, value in options(phantoms, trained).items():
         parser[key] = value
     load_weights(parser.get_parsed_content("network_def"), trained / "model.pt")
-    assert load_settings(trained / "model.json") == {
-        key: SMALL[key] for key in ("spacing", "window", "hidden_dim", "num_queries")
-    } | {"hu_window": [-160.0, 240.0]}
+    assert load_settings(trained / "model.json") == {key: SMALL[key] for key in ("spacing", "window", "hidden_dim")} | {
+        "hu_window": [-160.0, 240.0]
+    }
     history = load_history(trained / "history.json")
     assert [entry["epoch"] for entry in history] == [1, 2]
     assert {"loss", "dice", "objectness", "contrast", "votes", "dice_aux"} <= set(history[0]["train"])
@@ -102,7 +103,10 @@ def test_resumed_run_equals_an_uninterrupted_one(phantoms, trained, tmp_path):
         assert all(torch.equal(v, theirs[part][k]) for k, v in ours[part].items()), part
 
 
-def test_evaluation_clicks_every_lesion_of_every_case(phantoms, trained, tmp_path, capsys):
+def test_evaluation_clicks_every_lesion_of_every_case(phantoms, trained, tmp_path, capsys, monkeypatch):
+    spacings = []
+    judge = robustness.evaluate_instances
+    monkeypatch.setattr(robustness, "evaluate_instances", lambda *a, **k: spacings.append(a[2]) or judge(*a, **k))
     flow = workflow(
         "eval",
         ["train", "evaluate"],
@@ -116,6 +120,30 @@ def test_evaluation_clicks_every_lesion_of_every_case(phantoms, trained, tmp_pat
     assert len(report["cases"][0]["answers"]) == 3 * len(case["kinds"]) == report["summary"]["num_answers"]
     assert {"pq", "robustness_worst", "agreement", "silent"} <= set(report["summary"])
     assert "lesion_recall" in capsys.readouterr().out
+    assert len(spacings) == 3 * len(case["kinds"])
+    assert all(spacing == pytest.approx([6.0, 6.0, 6.0], abs=0.01) for spacing in spacings), "surfaces are in mm"
+
+
+def test_evaluation_on_another_grid_is_refused(phantoms, trained, tmp_path):
+    with pytest.raises(Exception) as caught:
+        workflow(
+            "eval",
+            ["train", "evaluate"],
+            run_id="evaluating",
+            **options(phantoms, trained, output_dir=str(tmp_path), spacing=5.0),
+        )
+    assert "trained with spacing 6.0" in str(input_error(caught.value))
+
+
+def test_scan_in_training_and_validation_is_refused(phantoms, tmp_path):
+    datalist = json.loads(phantoms.read_text())
+    for case in datalist["cases"]:
+        del case["split"]
+    path = phantoms.with_name("no_split.json")
+    path.write_text(json.dumps(datalist))
+    with pytest.raises(Exception) as caught:
+        train(path, tmp_path)
+    assert "in training and in validation" in str(input_error(caught.value))
 
 
 def test_validation_without_lesions_says_so(phantoms, trained, tmp_path):
@@ -132,5 +160,16 @@ def test_validation_without_lesions_says_so(phantoms, trained, tmp_path):
 
 def test_network_is_the_one_of_inference():
     ours, theirs = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
-    for key in ("network_def", "spacing", "window", "hu_window", "hidden_dim", "num_queries", "models_dir"):
+    for key in ("network_def", "num_queries", "models_dir"):
         assert ours[key] == theirs[key], key
+
+
+def test_inference_is_on_the_grid_of_the_weights(trained):
+    parser = ConfigParser(json.loads((CONFIGS / "inference.json").read_text()))
+    defaults = ConfigParser(json.loads((CONFIGS / "train.json").read_text()))
+    for key in ("spacing", "window", "hu_window", "hidden_dim"):
+        assert parser.get_parsed_content(key) == defaults[key], key
+    parser = ConfigParser(json.loads((CONFIGS / "inference.json").read_text()))
+    parser["ckpt_path"] = str(trained / "model.pt")
+    for key in ("spacing", "window", "hidden_dim"):
+        assert parser.get_parsed_content(key) == SMALL[key], key
