@@ -153,7 +153,8 @@ def fast_precision(device: torch.device | str) -> str | None:
     That is a GPU with bfloat16, or a CPU with AVX512-BF16; other CPUs emulate it, slowly.
     """
     if torch.device(device).type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else None
+        with torch.cuda.device(device):
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     # No public function of torch tells; where this one is missing, float32 is the safe answer.
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bfloat16" if torch.device(device).type == "cpu" and supported() else None

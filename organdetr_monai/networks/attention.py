@@ -22,7 +22,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, dropo
     q : Tensor of shape (B, heads, Q, d)
     k, v : Tensor of shape (B, heads, S, d)
     mask : Tensor, optional
-        Broadcasts to (B, heads, Q, S): bool, True where a key may be seen, or what is added to the logits.
+        Broadcasts to (B, heads, Q, S): bool, True where a key may be seen, at least one by each query; or what is added
+        to the logits.
     dropout : float
         Of the attention weights.
 
@@ -36,7 +37,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, dropo
     with torch.autocast("cpu", enabled=False):  # which would run the softmax in float32, and keep that
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         if mask is not None:
-            logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+            if mask.dtype == torch.bool:
+                logits = logits.masked_fill(~mask, float("-inf"))
+            else:
+                logits = logits + mask.to(logits.dtype)
         return F.dropout(logits.softmax(-1), dropout) @ v
 
 
