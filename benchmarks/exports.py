@@ -18,7 +18,7 @@ from organdetr_monai.export_file import export_model
 
 SHIPPED = str(ROOT / "models" / "model.pt")
 # Of the window, not divisible by any stride, smaller than one window of attention, longer than a window.
-SHAPES = [(96, 64, 96), (50, 70, 90), (33, 47, 128), (17, 16, 31), (160, 64, 96)]
+SHAPES = [(128, 64, 96), (50, 70, 90), (33, 47, 128), (17, 16, 31), (160, 64, 96)]
 
 
 def answers(model: str) -> list[torch.Tensor]:

@@ -154,3 +154,8 @@ def test_tutorial_runs(tmp_path):
 def test_picture_of_the_frames_is_drawn(tmp_path):
     run("draw_frames.py", "frames.png", cwd=tmp_path)
     assert (tmp_path / "frames.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_fixed_export_has_the_window_of_the_shipped_weights():
+    window = json.loads((ROOT / "models" / "model.json").read_text())["window"]
+    assert f"--input_shape 1,1,{','.join(map(str, window))} " in (ROOT / "docs" / "deployment.md").read_text()

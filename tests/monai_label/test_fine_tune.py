@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from organdetr_monai.data.phantom import write_phantoms
+from organdetr_monai.errors import input_error
 from organdetr_monai.geometry import box_to_oriented, boxes_from_mask
 from organdetr_monai.monai_label.submissions import Submission, write_datalist
 from organdetr_monai.organs import SETS
@@ -81,3 +82,20 @@ def test_masks_and_boxes_train_together_from_given_weights(submissions, tmp_path
     assert any(not torch.allclose(moved[k], v) for k, v in start.items())
     run("evaluating", ["train", "labels/rois", "evaluate"], ckpt_dir=str(second), **{**options, "max_epochs": 1})
     assert (second / "thresholds.json").is_file()
+
+
+def test_fine_tuning_is_on_the_grid_of_the_weights_and_for_their_organs(tmp_path):
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / f"{name}.json") for name in ("train", "labels/rois", "fine_tune")])
+    parser["bundle_root"], parser["device"] = str(ROOT), "$torch.device('cpu')"
+    settings = json.loads((ROOT / "models" / "model.json").read_text())
+    assert {key: parser.get_parsed_content(key) for key in settings} == settings
+    start = torch.load(ROOT / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(v, start[k]) for k, v in parser.get_parsed_content("network").state_dict().items())
+
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / f"{name}.json") for name in ("train", "fine_tune")])
+    parser["pretrained"] = str(tmp_path / "model.pt")
+    with pytest.raises(Exception) as caught:
+        parser.get_parsed_content("organs")
+    assert "there is no" in str(input_error(caught.value))
