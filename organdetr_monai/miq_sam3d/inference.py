@@ -11,6 +11,7 @@ one prompt: clicks of one kind find the same lesions, and of different kinds eac
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -166,16 +167,23 @@ class ClickInferer(Inferer):
         self, output: dict[str, Tensor], encodings: Encodings, k: int, *, click: np.ndarray | None = None
     ) -> list[Piece]:
         """Instances of window `k`; with a click (3,), a voxel of the window, its own first."""
+        queries = output["objectness"].shape[1]
+        if (output["objectness"].sigmoid() >= self.competition["score"]).all():
+            warnings.warn(
+                f"a window holds {queries} lesions of a kind, as many as the network has queries, and maybe more: "
+                "raise num_queries",
+                stacklevel=2,
+            )
         (found,) = disjoint(output, self.window, local=[click is not None], **self.competition)
         labels = found.labels.cpu().numpy()
         start = encodings.starts[k]
         stop = np.minimum(np.subtract(encodings.shape, start), self.window)  # not into the padding
         labels = labels[: stop[0], : stop[1], : stop[2]]
-        queries = [int(query) for query in found.queries]
+        chosen = [int(query) for query in found.queries]
         own = 0
         if click is not None:
             # Query 0 is the click's by training; where it lost to another, what lies under the click is meant.
-            own = queries.index(0) + 1 if 0 in queries else int(labels[tuple(click)])
+            own = chosen.index(0) + 1 if 0 in chosen else int(labels[tuple(click)])
         pieces = []
         for number, score in enumerate(found.scores, start=1):
             mask = labels == number

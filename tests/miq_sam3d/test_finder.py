@@ -180,6 +180,12 @@ def test_clicks_of_several_kinds_are_answered_each_for_itself(finder, volume):
     assert answer.found and "(25, 20, 5)" in answer.reason
 
 
+def test_more_lesions_than_queries_are_told(finder, volume, monkeypatch):
+    with pytest.warns(UserWarning, match="raise num_queries"):
+        monkeypatch.setattr(finder.network, "queries", 1)
+        finder((volume, STRAIGHT), [middle(CYSTS[0])], space="voxel")
+
+
 def test_background_clicks_take_lesions_out(finder, volume):
     session = finder.open((volume, STRAIGHT))
     unwanted = [middle(CYSTS[1]), (25, 20, 5)]
