@@ -1,7 +1,8 @@
 """Volume and clicks in, every lesion of the clicked kinds out: a pure function, whose only memory is a cache.
 
-A click is looked at in the window in which it lies most central. There the network makes a prompt of it, the exemplar,
-and with this it looks through all windows that hold tissue. The windows are the same for every click, so that their
+A click is looked at in the window in which it lies most central, and moved to the middle of the lesion that the network
+sees there: wherever in a lesion somebody clicks, the same place is the exemplar. Of it the network makes a prompt, and
+with this it looks through all windows that hold tissue. The windows are the same for every click, so that their
 encodings can be kept: a second click runs prompt and decoder alone.
 
 Several clicks are answered one by one and merged (:func:`organdetr_monai.miq_sam3d.merging.group`), not averaged into
@@ -22,6 +23,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from organdetr_monai.errors import InputError
+from organdetr_monai.miq_sam3d.clicks import click_in
 from organdetr_monai.miq_sam3d.instances import disjoint
 from organdetr_monai.miq_sam3d.merging import Piece, group, paint
 from organdetr_monai.miq_sam3d.windows import Encodings
@@ -62,8 +64,12 @@ class ClickInferer(Inferer):
         fall apart.
     score : float
         Least objectness of a lesion.
+    clicked_score : float
+        Least objectness of the one that is clicked: who clicks has seen something there.
     mask : float
         From this probability up a voxel belongs to a query's mask.
+    centring : int
+        How often a click is moved to the middle of the lesion that it finds.
     keep : float
         A query must keep this share of its mask in competition with the others, else it is dropped.
     merge : float
@@ -83,7 +89,9 @@ class ClickInferer(Inferer):
         *,
         overlap: float = 0.375,
         score: float = 0.5,
+        clicked_score: float = 0.2,
         mask: float = 0.5,
+        centring: int = 2,
         keep: float = 0.5,
         merge: float = 0.3,
         min_tissue: float = 0.02,
@@ -94,8 +102,8 @@ class ClickInferer(Inferer):
         if not merge < overlap < 1:
             raise ValueError(f"overlap must lie between merge ({merge}) and 1, got {overlap}")
         self.window = tuple(int(n) for n in window)
-        self.overlap, self.merge, self.min_tissue = overlap, merge, min_tissue
-        self.competition = {"score": score, "mask": mask, "keep": keep}
+        self.overlap, self.merge, self.min_tissue, self.centring = overlap, merge, min_tissue, centring
+        self.competition = {"score": score, "clicked_score": clicked_score, "mask": mask, "keep": keep}
         self.cache_bytes, self.keep_last = cache_bytes, keep_last
         self._last: tuple[Any, bytes, Encodings] | None = None
 
@@ -148,20 +156,34 @@ class ClickInferer(Inferer):
         click : ndarray of shape (3,), int
             Voxel of the image.
         """
-        network = encodings.network
-        home = encodings.around(click)
-        encoding = encodings[home]
-        inside = click - encodings.starts[home]
-        place = torch.as_tensor((inside + 0.5) / self.window, dtype=torch.float32, device=encodings.image.device)[None]
-        prompt = network.prompt(encoding, place)
-        output = network.retrieve(encoding, prompt, place)
-        pieces = self._pieces(output, encodings, home, click=inside)
+        home, prompt, pieces = self._at(encodings, click)
+        for _ in range(self.centring):
+            own = next((piece for piece in pieces if piece.clicked), None)
+            if own is None:
+                break
+            middle = _middle(own)
+            if (middle == click).all():
+                break
+            moved = self._at(encodings, middle)
+            if not any(piece.clicked for piece in moved[2]):
+                break
+            click, (home, prompt, pieces) = middle, moved
         if not any(piece.clicked for piece in pieces):
             return []
         for k in encodings.occupied:
             if k != home:
-                pieces += self._pieces(network.retrieve(encodings[k], prompt), encodings, k)
+                pieces += self._pieces(encodings.network.retrieve(encodings[k], prompt), encodings, k)
         return pieces
+
+    def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[int, Any, list[Piece]]:
+        """The window around a click (3,), the prompt, and what the window holds of its kind."""
+        home = encodings.around(click)
+        inside = click - encodings.starts[home]
+        place = torch.as_tensor((inside + 0.5) / self.window, dtype=torch.float32, device=encodings.image.device)[None]
+        encoding = encodings[home]
+        prompt = encodings.network.prompt(encoding, place)
+        output = encodings.network.retrieve(encoding, prompt, place)
+        return home, prompt, self._pieces(output, encodings, home, click=inside)
 
     def _pieces(
         self, output: dict[str, Tensor], encodings: Encodings, k: int, *, click: np.ndarray | None = None
@@ -232,6 +254,11 @@ class ClickInferer(Inferer):
             self._last = None  # frees the old ones first
             self._last = (network, digest, self.encodings(image, network))
         return self._last[2]
+
+
+def _middle(piece: Piece) -> np.ndarray:
+    """Voxel (3,) of the volume that lies deepest in a piece."""
+    return click_in(np.pad(piece.mask, 1), "centre", np.random.default_rng(0)) - 1 + np.array(piece.start)
 
 
 def without(found: Found, rejected: np.ndarray, clicks: np.ndarray) -> Found:

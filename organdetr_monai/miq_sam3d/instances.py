@@ -29,15 +29,16 @@ def disjoint(
     size: Sequence[int],
     *,
     score: float = 0.5,
+    clicked_score: float = 0.5,
     mask: float = 0.5,
     keep: float = 0.5,
     local: Sequence[bool] | None = None,
 ) -> list[Instances]:
     """Settle which query gets which voxel.
 
-    A query takes part if its objectness reaches ``score``. A voxel goes to the query whose score times mask is highest
-    there, if that mask reaches ``mask``. A query that keeps less than ``keep`` of the cells of its mask is a double of
-    others, and is dropped; what it had goes to the next best.
+    A query takes part if its objectness reaches ``score``, the click's own ``clicked_score``. A voxel goes to the query
+    whose score times mask is highest there, if that mask reaches ``mask``. A query that keeps less than ``keep`` of the
+    cells of its mask is a double of others, and is dropped; what it had goes to the next best.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ def disjoint(
         As :class:`organdetr_monai.miq_sam3d.network.MIQSAM3D` gives it.
     size : (X, Y, Z)
         Of the window; masks are interpolated to it.
-    score, mask, keep : float
+    score, clicked_score, mask, keep : float
         In [0, 1].
     local : sequence of bool, optional
         For each image whether query 0 is the clicked instance's; by default nowhere. It then comes first.
@@ -57,9 +58,13 @@ def disjoint(
     """
     found = []
     for image, objectness in enumerate(output["objectness"].float().sigmoid()):
-        chosen = (objectness >= score).nonzero()[:, 0]
+        least = torch.full_like(objectness, score)
+        here = bool(local is not None and local[image])
+        if here:
+            least[0] = clicked_score
+        chosen = (objectness >= least).nonzero()[:, 0]
         scores = objectness[chosen] * output["quality"][image, chosen].float().sigmoid()
-        clicked = (chosen == 0) & bool(local is not None and local[image])
+        clicked = (chosen == 0) & here
         order = (scores + clicked.float()).argsort(descending=True, stable=True)
         chosen, scores = chosen[order], scores[order]
         kept = _keep(output["masks"][image, chosen].float().sigmoid(), scores, mask=mask, keep=keep)
