@@ -2,8 +2,8 @@
 
 A click is looked at in the window in which it lies most central, and moved to the middle of the lesion that the network
 sees there: wherever in a lesion somebody clicks, the same place is the exemplar. Of it the network makes a prompt, and
-with this it looks through all windows that hold tissue. The windows are the same for every click, so that their
-encodings can be kept: a second click runs prompt and decoder alone.
+with this it looks through all windows that hold tissue, and closer where something in them is alike. The windows are
+the same for every click, so that their encodings can be kept: a second click runs prompt and decoder alone.
 
 Several clicks are answered one by one and merged (:func:`organdetr_monai.miq_sam3d.merging.group`), not averaged into
 one prompt: clicks of one kind find the same lesions, and of different kinds each its own.
@@ -26,6 +26,7 @@ from organdetr_monai.errors import InputError
 from organdetr_monai.miq_sam3d.clicks import click_in
 from organdetr_monai.miq_sam3d.instances import disjoint
 from organdetr_monai.miq_sam3d.merging import Piece, group, paint
+from organdetr_monai.miq_sam3d.queries import ALIKE
 from organdetr_monai.miq_sam3d.windows import Encodings
 
 __all__ = ["ClickInferer", "Found"]
@@ -115,7 +116,8 @@ class ClickInferer(Inferer):
         inputs : Tensor of shape (B, 2, X, Y, Z)
             Image in [0, 1], and clicks as :class:`organdetr_monai.miq_sam3d.points.EncodeClicksd` writes them.
         network : module
-            With ``encode``, ``prompt`` and ``retrieve`` as :class:`organdetr_monai.miq_sam3d.network.MIQSAM3D`.
+            With ``encode``, ``prompt``, ``likeness`` and ``retrieve`` as
+            :class:`organdetr_monai.miq_sam3d.network.MIQSAM3D`.
 
         Raises
         ------
@@ -170,9 +172,11 @@ class ClickInferer(Inferer):
             click, (home, prompt, pieces) = middle, moved
         if not any(piece.clicked for piece in pieces):
             return []
+        network = encodings.network
         for k in encodings.occupied:
-            if k != home:
-                pieces += self._pieces(encodings.network.retrieve(encodings[k], prompt), encodings, k)
+            encoding = encodings[k] if k != home else None
+            if encoding is not None and float(network.likeness(encoding, prompt)) >= ALIKE:
+                pieces += self._pieces(network.retrieve(encoding, prompt), encodings, k)
         return pieces
 
     def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[int, Any, list[Piece]]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from organdetr_monai.miq_sam3d.decoder import CompetitiveDecoder
 from organdetr_monai.miq_sam3d.encoder import DualEncoder
-from organdetr_monai.miq_sam3d.queries import BoxVotes, KeyProjection, Presence, Prompt, PromptEncoder, QueryGenerator
+from organdetr_monai.miq_sam3d.queries import (
+    BoxVotes,
+    KeyProjection,
+    Presence,
+    Prompt,
+    PromptEncoder,
+    QueryGenerator,
+    cosine,
+)
 
 
 class Encoding(NamedTuple):
@@ -67,6 +76,10 @@ class MIQSAM3D(nn.Module):
     def prompt(self, encoding: Encoding, click: Tensor) -> Prompt:
         """What lies under one click for each image, (B, 3) normalised to [0, 1] of the window."""
         return self.prompt_encoder(encoding.maps, encoding.keys, click)
+
+    def likeness(self, encoding: Encoding, prompt: Prompt) -> Tensor:
+        """Highest cosine of a prompt with a window's keys, (B,): below `ALIKE` nothing there is of its kind."""
+        return cosine(encoding.keys, F.normalize(prompt.feature.float(), dim=-1)).flatten(1).amax(1)
 
     def retrieve(
         self, encoding: Encoding, prompt: Prompt, click: Tensor | None = None, *, local: Tensor | None = None

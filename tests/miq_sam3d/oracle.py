@@ -43,6 +43,9 @@ class Oracle(nn.Module):
     def prompt(self, encoding: Seen, click: Tensor) -> Prompt:
         return Prompt(encoding.image[0, 0][self._voxel(encoding, click)].reshape(1, 1))
 
+    def likeness(self, encoding: Seen, prompt: Prompt) -> Tensor:
+        return torch.ones(1)
+
     def retrieve(self, encoding: Seen, prompt: Prompt, click: Tensor | None = None, *, local=None) -> dict[str, Tensor]:
         self.retrieved += 1
         image, wanted = encoding.image[0, 0].numpy(), float(prompt.token)

@@ -12,6 +12,7 @@ from organdetr_monai import LesionFinder as exported
 from organdetr_monai.errors import InputError
 from organdetr_monai.geometry import voxel_to_lps
 from organdetr_monai.miq_sam3d.finder import LesionFinder
+from organdetr_monai.miq_sam3d.queries import ALIKE
 from tests.affines import SIGNED_PERMUTATIONS, reorient, rotation
 from tests.data.scan_files import write
 from tests.miq_sam3d.click_bundle import KINDS, LESIONS, make_click_bundle, make_finder, scan
@@ -147,6 +148,14 @@ def test_wherever_a_lesion_is_clicked_its_middle_is_the_exemplar(finder, volume,
         assert session.click([corner], space="voxel").labels[corner] == 1
     last = [k for k, point in enumerate(prompted) if k + 1 == len(prompted) or torch.equal(point, prompted[-1])]
     assert len(prompted) <= 3 * 8 and len(last) >= 8, "each of the corners ends in the same place"
+
+
+def test_windows_without_anything_alike_are_not_decoded(finder, volume, monkeypatch):
+    session = finder.open((volume, STRAIGHT))
+    monkeypatch.setattr(finder.network, "retrieved", 0)
+    monkeypatch.setattr(finder.network, "likeness", lambda encoding, prompt: torch.full((1,), ALIKE - 0.01))
+    (lesion,) = session.click([middle(CYSTS[0])], space="voxel").lesions
+    assert lesion.clicked and finder.network.retrieved <= 1 + finder.inferer.centring
 
 
 def test_second_click_needs_no_encoder(finder, volume):

@@ -125,3 +125,12 @@ def test_bfloat16_gives_float32_answers():
 def test_refuses_an_unknown_competition():
     with pytest.raises(ValueError, match="'self', 'slot'.*'chess'"):
         CompetitiveDecoder(24, 8, competition="chess")
+
+
+def test_likeness_is_the_highest_similarity():
+    net = small_miq().train()
+    image, click = torch.rand(2, 1, 32, 32, 32), torch.rand(2, 3)
+    encoding = net.encode(image)
+    prompt = net.prompt(encoding, click)
+    similarity = net.retrieve(encoding, prompt, click)["similarity"]
+    assert torch.allclose(net.likeness(encoding, prompt), similarity.flatten(1).amax(1))
