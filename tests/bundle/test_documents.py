@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from monai.bundle import ConfigParser
+
 from bundle.bundles import ROOT
 from organdetr_monai.organs import SETS
 
@@ -49,7 +51,8 @@ def test_licence_of_each_public_set_is_told_as_the_registry_has_it():
 
 def test_card_of_the_click_bundle_tells_the_grid_of_its_config():
     card = " ".join((ROOT / "docs" / "miq_sam3d" / "README.md").read_text(encoding="utf-8").split())
-    config = json.loads((ROOT / "configs" / "miq_sam3d" / "inference.json").read_text(encoding="utf-8"))
+    parser = ConfigParser(json.loads((ROOT / "configs" / "miq_sam3d" / "inference.json").read_text(encoding="utf-8")))
+    config = {key: parser.get_parsed_content(key) for key in ("spacing", "window", "hu_window", "num_queries")}
     assert f"isotropic grid of {config['spacing']:g} mm" in card and "×".join(map(str, config["window"])) in card
     low, high = config["hu_window"]
     assert f"{low:g} to {high:g} HU" in card and f"{config['num_queries']} queries" in card
