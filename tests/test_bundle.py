@@ -291,3 +291,12 @@ def test_metadata_tells_what_the_registry_and_the_package_say():
     output = meta["network_data_format"]["outputs"]["pred"]
     assert output["channel_def"] == channel_def(SETS["openkbp"].organs)
     assert meta["network_data_format"]["inputs"]["image"]["spatial_shape"] == list(SETS["openkbp"].window)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_many_processes_check_what_one_does(name):
+    one, many = (
+        json.loads((ROOT / "configs" / f"{prefix}{name}.json").read_text())["initialize"]
+        for prefix in ("", "multi_gpu_")
+    )
+    assert [line for line in many if line in one] == one
