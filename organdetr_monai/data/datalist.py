@@ -86,19 +86,19 @@ def load_datalist(
 def check_disjoint(train: Iterable[Mapping[str, Any]], val: Iterable[Mapping[str, Any]]) -> None:
     """Raise :class:`InputError` if an image is in both lists, or, where the lists tell them, a patient."""
     train, val = list(train), list(val)
-    patients = {item["patient"] for item in train if item.get("patient") is not None}
-    known = [item["patient"] for item in val if item.get("patient") in patients]
     seen = {os.path.realpath(item["image"]) for item in train}
     shared = [item["image"] for item in val if os.path.realpath(item["image"]) in seen]
-    if known and not shared:
-        raise InputError(
-            f"{len(known)} scans in validation are of patients in training, such as {known[0]!r}.",
-            "Give all scans of a patient the same split.",
-        )
     if shared:
         raise InputError(
             f"{len(shared)} images are in training and in validation, such as {shared[0]}.",
             "Give each image one split, or two datalists without a common image.",
+        )
+    patients = {item["patient"] for item in train if item.get("patient") is not None}
+    known = [item["patient"] for item in val if item.get("patient") in patients]
+    if known:
+        raise InputError(
+            f"{len(known)} scans in validation are of patients in training, such as {known[0]!r}.",
+            "Give all scans of a patient the same split.",
         )
 
 

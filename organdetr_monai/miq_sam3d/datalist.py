@@ -53,8 +53,9 @@ def load_lesions(
     Returns
     -------
     list of dict
-        ``image`` and ``instances`` (paths), ``patient``, ``case`` (a unique name), and either ``kinds`` (kind of each
-        instance, from 1 up) or ``values`` (value of the mask to kind): then ``instances`` is a semantic mask.
+        ``image`` and ``instances`` (paths), ``patient`` (None where nobody says), ``case`` (a unique name), and either
+        ``kinds`` (kind of each instance, from 1 up) or ``values`` (value of the mask to kind): then ``instances`` is a
+        semantic mask.
 
     Raises
     ------
@@ -72,8 +73,6 @@ def load_lesions(
     ]
     name_cases(items, base)
     for item in items:
-        if item["patient"] is None:
-            item["patient"] = item["case"]
         if check_files:
             image, mask = read_grid(item["image"]), read_grid(item["instances"])
             check_same_grid(image, mask, item["image"], item["instances"])

@@ -46,7 +46,7 @@ def test_datalist(folder):
     (a,) = load_lesions(path, split="train")
     assert (a["case"], a["patient"], a["kinds"]) == ("a", "p", [1, 1, 2, 2])
     (b,) = load_lesions(path, split="test")
-    assert (b["case"], b["patient"], b["values"]) == ("b", "b", {2: 1, 3: 2}) and "kinds" not in b
+    assert (b["case"], b["patient"], b["values"]) == ("b", None, {2: 1, 3: 2}) and "kinds" not in b
     assert len(load_lesions(path)) == 2
 
 
