@@ -17,7 +17,6 @@ import numpy as np
 
 from organdetr_monai.data.hounsfield import why_not_hu
 from organdetr_monai.errors import InputError, input_error
-from organdetr_monai.files import replacing_folder
 from organdetr_monai.organs import resolve
 
 if TYPE_CHECKING:
@@ -230,18 +229,17 @@ def write_results(detections: Detections, image: np.ndarray, folder: Path, *, cr
     from organdetr_monai.writers.preview import write_preview
     from organdetr_monai.writers.slicer import write_slicer
 
+    if (folder / "detections.json").exists():  # what lies beside is ours
+        (folder / REPORT).unlink(missing_ok=True)
+        if (folder / CROPS).exists():
+            shutil.rmtree(folder / CROPS)
     detections.save(folder / "detections.json")
     write_slicer(detections, folder / "detections.mrk.json")
     write_preview(detections, image, folder / "preview.png")
-    (folder / REPORT).unlink(missing_ok=True)
-    if crop is None:
-        shutil.rmtree(folder / CROPS, ignore_errors=True)
-        return
-    from organdetr_monai.writers.crops import write_crops
+    if crop is not None:
+        from organdetr_monai.writers.crops import write_crops
 
-    with replacing_folder(folder / CROPS) as draft:
-        draft.mkdir()
-        write_crops(detections, _compact(image), draft, margin=crop)
+        write_crops(detections, _compact(image), folder / CROPS, margin=crop)
 
 
 def _compact(image: np.ndarray) -> np.ndarray:
