@@ -158,36 +158,34 @@ class ClickInferer(Inferer):
         click : ndarray of shape (3,), int
             Voxel of the image.
         """
-        home, prompt, pieces = self._at(encodings, click)
-        for _ in range(self.centring):
-            own = next((piece for piece in pieces if piece.clicked), None)
-            if own is None:
-                break
-            middle = _middle(own)
-            if (middle == click).all():
-                break
-            moved = self._at(encodings, middle)
-            if not any(piece.clicked for piece in moved[2]):
-                break
-            click, (home, prompt, pieces) = middle, moved
-        if not any(piece.clicked for piece in pieces):
+        seen = self._at(encodings, click)
+        if seen is None:
             return []
-        network = encodings.network
+        for _ in range(self.centring):
+            middle = _middle(seen[2][0])
+            moved = None if (middle == click).all() else self._at(encodings, middle)
+            if moved is None:
+                break
+            click, seen = middle, moved
+        (home, prompt, pieces), network = seen, encodings.network
         for k in encodings.occupied:
             encoding = encodings[k] if k != home else None
             if encoding is not None and float(network.likeness(encoding, prompt)) >= ALIKE:
                 pieces += self._pieces(network.retrieve(encoding, prompt), encodings, k)
         return pieces
 
-    def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[int, Any, list[Piece]]:
-        """The window around a click (3,), the prompt, and what the window holds of its kind."""
+    def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[int, Any, list[Piece]] | None:
+        """The window around a click (3,), the prompt, and what the window holds of its kind, the clicked one first;
+        None if the click lies on nothing.
+        """
         home = encodings.around(click)
         inside = click - encodings.starts[home]
         place = torch.as_tensor((inside + 0.5) / self.window, dtype=torch.float32, device=encodings.image.device)[None]
         encoding = encodings[home]
         prompt = encodings.network.prompt(encoding, place)
         output = encodings.network.retrieve(encoding, prompt, place)
-        return home, prompt, self._pieces(output, encodings, home, click=inside)
+        pieces = self._pieces(output, encodings, home, click=inside)
+        return (home, prompt, pieces) if pieces and pieces[0].clicked else None
 
     def _pieces(
         self, output: dict[str, Tensor], encodings: Encodings, k: int, *, click: np.ndarray | None = None
