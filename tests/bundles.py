@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 CONFIG = Path(__file__).parents[1] / "configs" / "inference.json"
 SPACING = 16.0  # mm
@@ -41,6 +42,19 @@ def small(*deltas: str) -> dict[str, Any]:
 def arguments(options: dict[str, Any]) -> list[str]:
     """Options of a config as the command line takes them."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
+
+
+def workflow(configs: Path, kind: str, names: Sequence[str], **options: Any) -> ConfigWorkflow:
+    """Configs of a folder, by their names without suffix, as ``monai.bundle run`` begins with them."""
+    flow = ConfigWorkflow(
+        config_file=[str(configs / f"{name}.json") for name in names],
+        workflow_type=kind,
+        meta_file=str(configs / "metadata.json"),
+        logging_file=False,
+        **options,
+    )
+    flow.initialize()
+    return flow
 
 
 def make_bundle(folder: Path, *, weights: bool = True, **changes: Any) -> Path:

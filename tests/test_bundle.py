@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.transforms.traits import RandomizableTrait
 
 from organdetr_monai.calibration import load_thresholds
@@ -22,7 +22,7 @@ from organdetr_monai.data.prepare import prepare
 from organdetr_monai.detections import Detections
 from organdetr_monai.errors import input_error
 from organdetr_monai.organs import SETS, channel_def
-from tests.bundles import SMALL, arguments, small
+from tests.bundles import SMALL, arguments, small, workflow
 from tests.data import trees
 
 ROOT = Path(__file__).parents[1]
@@ -48,18 +48,6 @@ def overrides(phantoms: Path, out: Path, **more) -> dict:
     return {**SMALL, **paths, **quick, **more}
 
 
-def workflow(kind: str, names: list[str], **options) -> ConfigWorkflow:
-    flow = ConfigWorkflow(
-        config_file=[str(CONFIGS / f"{name}.json") for name in names],
-        workflow_type=kind,
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        **options,
-    )
-    flow.initialize()
-    return flow
-
-
 def parsed(*names: str, **options) -> ConfigParser:
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in names])
@@ -68,7 +56,7 @@ def parsed(*names: str, **options) -> ConfigParser:
 
 
 def run(out: Path, phantoms: Path, **more) -> None:
-    workflow("train", ["train"], run_id="training", **overrides(phantoms, out, **more)).run()
+    workflow(CONFIGS, "train", ["train"], run_id="training", **overrides(phantoms, out, **more)).run()
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +68,10 @@ def trained(phantoms, tmp_path_factory):
 
 
 def test_properties_are_complete(phantoms, trained):
-    assert workflow("train", ["train"], **overrides(phantoms, trained)).check_properties() == []
-    assert workflow("eval", ["train", "evaluate"], **overrides(phantoms, trained)).check_properties() == []
+    assert workflow(CONFIGS, "train", ["train"], **overrides(phantoms, trained)).check_properties() == []
+    assert workflow(CONFIGS, "eval", ["train", "evaluate"], **overrides(phantoms, trained)).check_properties() == []
     options = inference_options(phantoms, trained, trained, phantoms / "images")
-    assert workflow("infer", ["inference"], **options).check_properties() == []
+    assert workflow(CONFIGS, "infer", ["inference"], **options).check_properties() == []
 
 
 def test_training_leaves_a_plain_state_dict_logs_and_the_state_of_the_run(trained):
@@ -127,13 +115,13 @@ def test_killed_run_goes_on_from_any_folder(phantoms, tmp_path):
 
 def test_evaluation_prints_and_saves_the_table(phantoms, trained, tmp_path, capsys):
     options = overrides(phantoms, tmp_path, ckpt_dir=str(trained))
-    workflow("eval", ["train", "evaluate"], run_id="evaluating", **options).run()
+    workflow(CONFIGS, "eval", ["train", "evaluate"], run_id="evaluating", **options).run()
     printed = capsys.readouterr().out
     saved = json.loads((tmp_path / "metrics.json").read_text())
     assert all(organ in printed for organ in SETS["phantom"].organs)
     assert set(saved["per_organ"]) == set(SETS["phantom"].organs) and 0 <= saved["mAP_coco"] <= 1
     before = (tmp_path / "metrics.json").read_bytes()
-    workflow("eval", ["train", "evaluate"], run_id="evaluating", split="test", **options).run()
+    workflow(CONFIGS, "eval", ["train", "evaluate"], run_id="evaluating", split="test", **options).run()
     assert (tmp_path / "test" / "metrics.json").exists() and (tmp_path / "metrics.json").read_bytes() == before
     assert set(load_thresholds(trained / "thresholds.json", SETS["phantom"].organs)) == set(SETS["phantom"].organs)
 
@@ -153,7 +141,11 @@ def test_inference_writes_boxes_without_labels_and_one_bad_case_costs_only_itsel
         os.link(path, images / path.name)
     (images / "case_000a.nii.gz").write_bytes(good[0].read_bytes()[:5000])  # cut off, between two good ones
     flow = workflow(
-        "infer", ["inference"], run_id="inference", **inference_options(phantoms, trained, tmp_path / "out", images)
+        CONFIGS,
+        "infer",
+        ["inference"],
+        run_id="inference",
+        **inference_options(phantoms, trained, tmp_path / "out", images),
     )
     flow.parser["thresholds"] = 0.0
     with pytest.raises(Exception) as failure:  # MONAI wraps what a config's expression raises
@@ -191,7 +183,7 @@ def test_inference_takes_organs_and_grid_from_beside_the_weights(tmp_path):
 
 
 def test_everything_before_the_first_random_transform_is_cached(phantoms, tmp_path):
-    flow = workflow("train", ["train"], **overrides(phantoms, tmp_path))
+    flow = workflow(CONFIGS, "train", ["train"], **overrides(phantoms, tmp_path))
     train, validate = (flow.parser.get_parsed_content(f"{part}#dataset").transform for part in ("train", "validate"))
 
     def first_random(transforms):
@@ -264,7 +256,7 @@ def test_each_public_set_goes_from_download_to_a_trained_model(name, tmp_path):
     out = tmp_path / "out"
     options = overrides(tmp_path, out, datalist=str(report.datalist))
     options["num_queries"] = 48  # at least one for each vertebra
-    flow = workflow("train", ["train", f"data/{name}"], run_id="training", **options)
+    flow = workflow(CONFIGS, "train", ["train", f"data/{name}"], run_id="training", **options)
     flow.run()
     assert torch.load(out / "last.pt", weights_only=True)["epoch"] == 2
     assert json.loads((out / "model.json").read_text())["organs"] == list(SETS[name].organs)
@@ -274,8 +266,8 @@ def test_each_public_set_goes_from_download_to_a_trained_model(name, tmp_path):
 def test_each_option_of_the_network_trains_and_goes_on(delta, phantoms, tmp_path):
     names, kept = ["train", delta], small(f"{delta}.json")
     options = {k: v for k, v in overrides(phantoms, tmp_path).items() if k not in SMALL or k in kept}
-    workflow("train", names, run_id="training", **{**options, "train#trainer#max_epochs": 1}).run()
-    flow = workflow("train", names, run_id="training", **options)
+    workflow(CONFIGS, "train", names, run_id="training", **{**options, "train#trainer#max_epochs": 1}).run()
+    flow = workflow(CONFIGS, "train", names, run_id="training", **options)
     flow.run()
     assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 2
     weights = torch.load(tmp_path / "model.pt", weights_only=True)

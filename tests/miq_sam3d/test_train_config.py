@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 
 from organdetr_monai.checkpoints import load_settings, load_weights
 from organdetr_monai.errors import input_error
 from organdetr_monai.history import load_history
 from organdetr_monai.miq_sam3d import robustness
 from organdetr_monai.miq_sam3d.phantoms import write_lesion_phantoms
+from tests.bundles import workflow
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "miq_sam3d"
@@ -51,20 +52,8 @@ def options(datalist: Path, out: Path, **more) -> dict:
     return {**SMALL, **paths, **more}
 
 
-def workflow(kind: str, names: list[str], **more) -> ConfigWorkflow:
-    flow = ConfigWorkflow(
-        config_file=[str(CONFIGS / f"{name}.json") for name in names],
-        workflow_type=kind,
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        **more,
-    )
-    flow.initialize()
-    return flow
-
-
 def train(datalist: Path, out: Path, **more) -> None:
-    workflow("train", ["train"], run_id="training", **options(datalist, out, **more)).run()
+    workflow(CONFIGS, "train", ["train"], run_id="training", **options(datalist, out, **more)).run()
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +65,8 @@ def trained(phantoms, tmp_path_factory):
 
 
 def test_properties_are_complete(phantoms, trained):
-    assert workflow("train", ["train"], **options(phantoms, trained)).check_properties() == []
-    assert workflow("eval", ["train", "evaluate"], **options(phantoms, trained)).check_properties() == []
+    assert workflow(CONFIGS, "train", ["train"], **options(phantoms, trained)).check_properties() == []
+    assert workflow(CONFIGS, "eval", ["train", "evaluate"], **options(phantoms, trained)).check_properties() == []
 
 
 def test_training_leaves_weights_settings_and_history(phantoms, trained):
@@ -108,6 +97,7 @@ def test_evaluation_clicks_every_lesion_of_every_case(phantoms, trained, tmp_pat
     judge = robustness.evaluate_instances
     monkeypatch.setattr(robustness, "evaluate_instances", lambda *a, **k: spacings.append(a[2]) or judge(*a, **k))
     flow = workflow(
+        CONFIGS,
         "eval",
         ["train", "evaluate"],
         run_id="evaluating",
@@ -127,6 +117,7 @@ def test_evaluation_clicks_every_lesion_of_every_case(phantoms, trained, tmp_pat
 def test_evaluation_on_another_grid_is_refused(phantoms, trained, tmp_path):
     with pytest.raises(Exception) as caught:
         workflow(
+            CONFIGS,
             "eval",
             ["train", "evaluate"],
             run_id="evaluating",

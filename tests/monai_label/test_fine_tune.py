@@ -14,7 +14,7 @@ from organdetr_monai.errors import input_error
 from organdetr_monai.geometry import box_to_oriented, boxes_from_mask
 from organdetr_monai.monai_label.submissions import Submission, write_datalist
 from organdetr_monai.organs import SETS
-from tests.bundles import SMALL
+from tests.bundles import SMALL, workflow
 
 ROOT = Path(__file__).parents[2]
 ORGANS = SETS["phantom"].organs
@@ -45,15 +45,9 @@ def submissions(tmp_path_factory):
 
 
 def run(run_id: str, names: list[str], **options) -> ConfigWorkflow:
-    flow = ConfigWorkflow(
-        config_file=[str(ROOT / "configs" / f"{name}.json") for name in names],
-        workflow_type="train" if run_id == "training" else "eval",
-        meta_file=str(ROOT / "configs" / "metadata.json"),
-        logging_file=False,
-        run_id=run_id,
-        **{**SMALL, "bundle_root": str(ROOT), "device": "$torch.device('cpu')", **options},
-    )
-    flow.initialize()
+    kind = "train" if run_id == "training" else "eval"
+    own = {**SMALL, "bundle_root": str(ROOT), "device": "$torch.device('cpu')"}
+    flow = workflow(ROOT / "configs", kind, names, run_id=run_id, **{**own, **options})
     flow.run()
     return flow
 

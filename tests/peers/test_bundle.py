@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 
 from organdetr_monai import OrganDetector
 from organdetr_monai.data.phantom import write_phantoms
 from organdetr_monai.organs import SETS
-from tests.bundles import SMALL
+from tests.bundles import SMALL, workflow
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -47,16 +47,7 @@ def options(peer: str, phantoms: Path, out: Path) -> dict:
 
 
 def run(kind: str, task: str, files: list[str], changes: dict) -> None:
-    flow = ConfigWorkflow(
-        config_file=[str(CONFIGS / f"{name}.json") for name in files],
-        workflow_type=kind,
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        run_id=task,
-        **changes,
-    )
-    flow.initialize()
-    flow.run()
+    workflow(CONFIGS, kind, files, run_id=task, **changes).run()
 
 
 def config(peer: str) -> ConfigParser:
