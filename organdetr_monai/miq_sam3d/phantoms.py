@@ -252,7 +252,8 @@ def write_lesion_phantoms(
     }
     return write_lesion_cases(
         Path(output),
-        [f"case_{k:03d}" for k in range(cases)],
+        # The seed is in the name because that is the patient's: two sets may train and validate one model.
+        [f"seed{seed}_case_{k:03d}" for k in range(cases)],
         partial(_numbered, seed, tuple(spacing)),
         kinds=list(KINDS),
         splits=split_cases(cases, splits),

@@ -104,6 +104,7 @@ def test_folder(tmp_path, monkeypatch):
     path = write_lesion_phantoms(whole, workers=2, **FOLDER)
     content = json.loads(path.read_text())
     assert kind_names(path) == list(KINDS) and [c["split"] for c in content["cases"]] == ["train", "val", "test"]
+    assert content["cases"][0]["patient"] == "seed1_case_000", "the first patient of another seed is another patient"
     items = load_lesions(path)
     for k, item in enumerate(items):
         case = make_lesion_phantom((1, k), spacing=FOLDER["spacing"])
