@@ -15,7 +15,8 @@ from monai.optimizers import WarmupCosineSchedule
 
 from organdetr_monai.budget import BudgetSchedule, BudgetValidation, TrainingBudget
 from organdetr_monai.errors import InputError
-from tests.test_bundle import overrides, phantoms, workflow  # noqa: F401 - a fixture
+from tests.bundles import workflow
+from tests.test_bundle import CONFIGS, overrides, phantoms  # noqa: F401 - a fixture
 
 
 def optimizer() -> torch.optim.Optimizer:
@@ -155,7 +156,7 @@ def test_what_makes_no_sense_is_refused(make):
 def bundle(folder, phantoms, **more):  # noqa: F811
     """The bundle's training of five steps, two in each epoch, as `configs/budget.json` has it."""
     options = overrides(phantoms, folder, **{"budget#limit": 5, "budget#unit": "steps", "max_epochs": 1000, **more})
-    workflow("train", ["train", "budget"], run_id="training", **options).run()
+    workflow(CONFIGS, "train", ["train", "budget"], run_id="training", **options).run()
     return torch.load(folder / "last.pt", weights_only=True), json.loads((folder / "history.json").read_text())
 
 

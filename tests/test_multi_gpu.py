@@ -14,8 +14,8 @@ from monai.bundle import ConfigParser
 
 from organdetr_monai.data.phantom import write_phantoms
 from organdetr_monai.errors import input_error
-from tests.bundles import arguments
-from tests.test_bundle import CONFIGS, overrides, workflow
+from tests.bundles import arguments, workflow
+from tests.test_bundle import CONFIGS, overrides
 
 #: Of one step's terms and of the weights after two epochs; a mistake in sharing a batch shows from 1e-3 on.
 TOLERANCE = 5e-5
@@ -63,7 +63,7 @@ def together(phantoms, tmp_path_factory):
 def alone(phantoms, tmp_path_factory):
     """Folder of the same run by one process; four cases in a batch."""
     out = tmp_path_factory.mktemp("alone")
-    workflow("train", ["train"], run_id="training", **options(phantoms, out, batch_size=4)).run()
+    workflow(CONFIGS, "train", ["train"], run_id="training", **options(phantoms, out, batch_size=4)).run()
     return out
 
 
@@ -93,7 +93,9 @@ def test_evaluation_counts_each_case_once_and_tells_it_once(phantoms, together, 
     given = {"ckpt_dir": str(together), "ckpt_path": str(together / "model.pt")}
     printed = torchrun("evaluating", **options(phantoms, tmp_path / "two", **given))
     assert printed.count("3 cases, at most") == printed.count("saved in") == 1
-    workflow("eval", ["train", "evaluate"], run_id="evaluating", **options(phantoms, tmp_path / "one", **given)).run()
+    workflow(
+        CONFIGS, "eval", ["train", "evaluate"], run_id="evaluating", **options(phantoms, tmp_path / "one", **given)
+    ).run()
     two, one = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("two", "one"))
     assert two["num_cases"] == 3 and two == one, "to the last bit"
 
@@ -125,7 +127,7 @@ def test_deltas_name_what_they_mean():
 def test_without_torchrun_it_says_how_to_start(phantoms, tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(Exception) as failure:  # MONAI wraps what a config's expression raises
-        workflow("train", ["train", "multi_gpu_train"], **options(phantoms, tmp_path))
+        workflow(CONFIGS, "train", ["train", "multi_gpu_train"], **options(phantoms, tmp_path))
     assert "torchrun" in str(input_error(failure.value))
 
 

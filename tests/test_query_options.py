@@ -10,8 +10,8 @@ from monai.bundle import ConfigParser
 
 from organdetr_monai.checkpoints import load_weights
 from organdetr_monai.data.phantom import write_phantoms
-from tests.bundles import SMALL
-from tests.test_bundle import CONFIGS, overrides, parsed, workflow
+from tests.bundles import SMALL, workflow
+from tests.test_bundle import CONFIGS, overrides, parsed
 
 #: Deltas whose model is that of the plain bundle: given to training alone.
 TRAINING_ONLY = ["matcher/dn", "matcher/cdn", "matcher/hybrid", "matcher/distinct", "average/off"]
@@ -37,7 +37,7 @@ def plain_network(*deltas: str) -> torch.nn.Module:
 @pytest.mark.parametrize("delta", [*TRAINING_ONLY, *OF_THE_NETWORK])
 def test_two_epochs_leave_a_model_that_detects(delta, phantoms, tmp_path):
     options = overrides(phantoms, tmp_path)
-    workflow("train", ["train", delta], run_id="training", **options).run()
+    workflow(CONFIGS, "train", ["train", delta], run_id="training", **options).run()
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["epoch"] == 2
     train = json.loads((tmp_path / "history.json").read_text())[-1]["train"]
@@ -56,15 +56,17 @@ def test_two_epochs_leave_a_model_that_detects(delta, phantoms, tmp_path):
 
 def test_evaluation_takes_the_delta_of_training_queries_too(phantoms, tmp_path):
     options = overrides(phantoms, tmp_path)
-    workflow("train", ["train", "matcher/hybrid"], run_id="training", **options).run()
-    workflow("eval", ["train", "evaluate", "matcher/hybrid"], run_id="evaluating", **options).run()
+    workflow(CONFIGS, "train", ["train", "matcher/hybrid"], run_id="training", **options).run()
+    workflow(CONFIGS, "eval", ["train", "evaluate", "matcher/hybrid"], run_id="evaluating", **options).run()
     assert (tmp_path / "metrics.json").is_file()
 
 
 def test_denoising_goes_with_dense_matching(phantoms, tmp_path):
     dense = json.loads((CONFIGS / "train.json").read_text())["loss"]["matcher"]
     options = {"loss#matcher": dense, "train#dataset#cache_rate": 0.0, "max_epochs": 1}
-    flow = workflow("train", ["train", "matcher/cdn"], run_id="training", **overrides(phantoms, tmp_path, **options))
+    flow = workflow(
+        CONFIGS, "train", ["train", "matcher/cdn"], run_id="training", **overrides(phantoms, tmp_path, **options)
+    )
     assert type(flow.parser.get_parsed_content("loss").matcher).__name__ == "DenseQueryMatcher"
     flow.run()
     assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 1

@@ -8,7 +8,8 @@ from monai.bundle import ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.handlers import from_engine
 
-from tests.test_bundle import overrides, parsed, phantoms, workflow  # noqa: F401 - a fixture
+from tests.bundles import workflow
+from tests.test_bundle import CONFIGS, overrides, parsed, phantoms  # noqa: F401 - a fixture
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_the_handler_of_a_trainer_finds_the_loss():
 
 def test_a_run_arrives_in_mlflow(phantoms, tmp_path):  # noqa: F811
     mlflow = pytest.importorskip("mlflow", reason='MLflow is an extra: pip install -e ".[mlflow]"')
-    workflow("train", ["train"], run_id="training", tracking="mlflow", **overrides(phantoms, tmp_path)).run()
+    workflow(CONFIGS, "train", ["train"], run_id="training", tracking="mlflow", **overrides(phantoms, tmp_path)).run()
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlruns.db")
     (experiment,) = (e for e in client.search_experiments() if e.name == "monai_experiment")
     (run,) = client.search_runs([experiment.experiment_id])
