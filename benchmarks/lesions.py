@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from measure import ROOT, machine, table
@@ -23,6 +23,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from torch import Tensor, nn
 
+from organdetr_monai.allocation import keep_freed_memory
 from organdetr_monai.data.augmentation import RandIntensityd
 from organdetr_monai.data.cache import SampleDataset
 from organdetr_monai.errors import InputError
@@ -42,8 +43,8 @@ from organdetr_monai.sampling import EpochSampler
 from organdetr_monai.training import fast_precision, parameter_groups
 
 WINDOW = (64, 64, 64)
-BATCH = 2
 WARM_UP = 0.05  # of the budget
+ASKED = 0.5  # of the clicks in training are answered: what the config has, too; the baselines do not look at it
 BACKGROUND_CLICKS = 3  # in each test case
 KITS = ROOT.parent / "shared" / "data" / "kits23"
 
@@ -51,10 +52,11 @@ KITS = ROOT.parent / "shared" / "data" / "kits23"
 class PromptedInstances(nn.Module):
     """MIQ-SAM3D as its training config builds it, with the interface of the baselines."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: int) -> None:
         super().__init__()
         parser = ConfigParser()
         parser.read_config(str(ROOT / "configs/miq_sam3d/train.json"))
+        parser["num_kinds"] = kinds
         self.network = parser.get_parsed_content("network_def")
         self.cost, self.inferer = MIQLoss(InstanceMatcher()), ClickInferer(WINDOW)
 
@@ -73,21 +75,33 @@ class PromptedInstances(nn.Module):
         return lambda click, kind: self.inferer.answer(image, click[None], self.network, encodings=encodings).labels
 
 
-def contenders(kinds: int) -> dict[str, tuple[Callable[[], nn.Module], float, int]]:
-    """Name to how to build it, the share of remote clicks in its training, and its clicks on background."""
+class Contender(NamedTuple):
+    """How a method is trained and tested; a step of each sees two windows."""
+
+    build: Callable[[], nn.Module]
+    batch: int
+    #: Of the clicks in training; a remote one has two windows.
+    remote: float
+    #: Clicks on background in each test case.
+    background: int
+
+
+def contenders(kinds: int) -> dict[str, Contender]:
+    """All methods by name."""
     return {
-        "MIQ-SAM3D": (PromptedInstances, 0.5, BACKGROUND_CLICKS),
-        "one click, one mask": (lambda: SingleObjectBaseline(WINDOW), 0.0, BACKGROUND_CLICKS),
-        "segmentation, components": (lambda: SemanticBaseline(kinds, WINDOW), 0.0, 0),  # knows of no click
+        "MIQ-SAM3D": Contender(lambda: PromptedInstances(kinds), 1, 1.0, BACKGROUND_CLICKS),
+        "one click, one mask": Contender(lambda: SingleObjectBaseline(WINDOW), 2, 0.0, BACKGROUND_CLICKS),
+        # It knows of no click.
+        "segmentation, components": Contender(lambda: SemanticBaseline(kinds, WINDOW), 2, 0.0, 0),
     }
 
 
 class Training:
     """A contender and how far its training is, in a file."""
 
-    def __init__(self, folder: Path, build: Callable[[], nn.Module], learning_rate: float) -> None:
+    def __init__(self, folder: Path, contender: Contender, learning_rate: float) -> None:
         torch.manual_seed(0)
-        self.path, self.model, self.learning_rate = folder / "training.pt", build(), learning_rate
+        self.path, self.model, self.batch = folder / "training.pt", contender.build(), contender.batch
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, lr=learning_rate))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step, self.seconds = 0, 0.0
@@ -139,12 +153,12 @@ class Training:
 
     def batches(self, data: SampleDataset) -> Iterator[dict[str, Any]]:
         """Batches from where the training is; the same ones whether or not it was interrupted."""
-        sampler, each = EpochSampler(len(data), batch_size=BATCH), len(data) // BATCH
+        sampler, each = EpochSampler(len(data), batch_size=self.batch), len(data) // self.batch
         while True:
             epoch, k = divmod(self.step, each)
             sampler.set_epoch(epoch)
             data.set_epoch(epoch)
-            yield collate([data[i] for i in list(sampler)[k * BATCH : (k + 1) * BATCH]])
+            yield collate([data[i] for i in list(sampler)[k * self.batch : (k + 1) * self.batch]])
 
 
 def prepared(items: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
@@ -215,20 +229,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what is not done yet; 0 once the table is complete."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     until = time.monotonic() + (options.slice or math.inf)
     datalist = options.datalist or simulate_kits(options.source, options.folder / "ct", workers=1)
     items = {split: load_lesions(datalist, split=split, check_files=False) for split in ("train", "test")}
     train = prepared(items["train"][: options.train], options.folder / f"train_{options.train}.pt")
     test = prepared(items["test"][: options.test], options.folder / f"test_{options.test}.pt")
     results = {}
-    for name, (build, remote, background) in contenders(len(kind_names(datalist))).items():
+    methods = contenders(len(kind_names(datalist)))
+    unknown = set(options.methods) - set(methods)
+    if unknown:
+        raise InputError(f"There is no method {sorted(unknown)}.", f"Choose among {list(methods)}.")
+    for name in options.methods or methods:
+        contender = methods[name]
         folder = options.folder / f"{options.minutes:g}" / name.replace(", ", "_").replace(" ", "_")
         if (folder / f"result_{len(test)}.json").exists():
             results[name] = read(folder / f"result_{len(test)}.json")
             continue
-        sampling = [RandPromptd(WINDOW, remote=remote), RandIntensityd(["image", "exemplar"])]
+        sampling = [RandPromptd(WINDOW, remote=contender.remote, asked=ASKED), RandIntensityd(["image", "exemplar"])]
         data = SampleDataset(train, Compose(sampling), cache_rate=0.0)
-        training = Training(folder, build, options.learning_rate)
+        training = Training(folder, contender, options.learning_rate)
         print(f"{name}: {training.seconds / 60:.1f} of {options.minutes:g} CPU minutes", file=sys.stderr)
         if not training.run(data, options.minutes * 60, until):
             return 3
@@ -237,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not path.exists():
                 if time.monotonic() > until:
                     return 3
-                write(path, judge(training.model, case, background))
+                write(path, judge(training.model, case, contender.background))
         found = summarise([read(folder / "test" / f"{case['case']}.json") for case in test])
         results[name] = {**found, "steps": training.step, "cpu_minutes": training.seconds / 60}
         write(folder / f"result_{len(test)}.json", results[name])
@@ -257,6 +277,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=20, help="at most so many patients to test on")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--methods", nargs="*", default=[], help="names in the table; all by default, one after another"
+    )
     parser.add_argument("--slice", type=float, help="seconds after which to stop; exit code 3: start again to go on")
     return parser.parse_args(arguments)
 

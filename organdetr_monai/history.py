@@ -48,9 +48,8 @@ class TrainingHistory:
         self.evaluator, self.budget = evaluator, budget
         #: One for each epoch, as in the file.
         self.entries: list[dict[str, Any]] = []
-        self._names: list[str] = []
-        self._sum: Tensor | None = None
-        self._steps = 0
+        # By the names of a step's terms, which not every step has all of: their sums, and over how many steps.
+        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
         self._validation: dict[str, float | None] | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -64,7 +63,7 @@ class TrainingHistory:
 
     def begin(self, engine: Engine) -> None:
         """Start of an epoch: find what came before it, and forget what a killed process began."""
-        self._sum, self._steps, self._validation = None, 0, None
+        self._sums, self._validation = {}, None
         if not self.entries and engine.state.epoch > 1:
             self.entries = load_history(self.path)
         self.entries = [entry for entry in self.entries if entry["epoch"] < engine.state.epoch]
@@ -72,10 +71,9 @@ class TrainingHistory:
     def add(self, engine: Engine) -> None:
         """Sum up a step's terms where they are: no transfer from the device."""
         terms = scalar_tensors(cast(Mapping[str, Any], engine.state.output))  # ignite's annotation says int
-        values = torch.stack([*terms.values()])
-        self._names = [*terms]
-        self._sum = values if self._sum is None else self._sum + values
-        self._steps += 1
+        names, values = tuple(terms), torch.stack([*terms.values()])
+        total, steps = self._sums.get(names, (torch.zeros_like(values), 0))
+        self._sums[names] = (total + values, steps + 1)
 
     def validated(self, evaluator: Engine) -> None:
         """Keep the figures of a validation for the epoch that it belongs to."""
@@ -84,9 +82,13 @@ class TrainingHistory:
     def record(self, engine: Engine) -> None:
         """End of an epoch: write the file."""
         entry: dict[str, Any] = {"epoch": engine.state.epoch, "train": {}}
-        if self._sum is not None:
-            means = (self._sum / self._steps).tolist()
-            entry["train"] = _finite(dict(zip(self._names, means, strict=True)))
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for names, (total, steps) in self._sums.items():
+            for name, value in zip(names, total.tolist(), strict=True):
+                sums[name] = sums.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0) + steps
+        entry["train"] = _finite({name: sums[name] / counts[name] for name in sums})
         if self._validation is not None:
             entry["validation"] = self._validation
         if self.budget is not None:

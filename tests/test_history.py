@@ -34,6 +34,14 @@ def test_every_epoch_has_its_means_and_what_was_validated(tmp_path):
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_term_is_the_mean_over_the_steps_that_have_it(tmp_path):
+    terms = [{"loss": 1.0}, {"loss": 2.0, "dice": 5.0}, {"dice": 7.0, "loss": 6.0}, {"loss": 3.0}]
+    trainer = Engine(lambda engine, batch: [{name: torch.tensor(value) for name, value in batch.items()}])
+    TrainingHistory(tmp_path).attach(trainer)
+    trainer.run(terms, max_epochs=1)
+    assert json.loads((tmp_path / "history.json").read_text())[0]["train"] == {"loss": 3.0, "dice": 6.0}
+
+
 def test_resumed_run_goes_on_with_its_history_up_to_where_it_starts(tmp_path):
     whole = train(tmp_path / "whole", 4)
     train(tmp_path / "parts", 3)  # killed after the third epoch was recorded and before its state was saved

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from organdetr_monai.boxes import inverse_sigmoid
-from organdetr_monai.miq_sam3d.heads import InstanceHeads
+from organdetr_monai.miq_sam3d.heads import Evidence, InstanceHeads
 from organdetr_monai.networks.attention import MLP
 from organdetr_monai.networks.decoder import DecoderLayer
 from organdetr_monai.networks.position import box_encoding, grid_encoding
@@ -79,11 +79,11 @@ class CompetitiveDecoder(nn.Module):
     def __init__(
         self,
         dim: int = 96,
-        fine_channels: int = 24,
+        fine_channels: int = 16,
         *,
         layers: int = 3,
         heads: int = 6,
-        levels: int = 3,
+        levels: int = 2,
         points: int = 4,
         hidden: int = 256,
         competition: str = "self",
@@ -91,7 +91,7 @@ class CompetitiveDecoder(nn.Module):
         super().__init__()
         if competition not in COMPETITIONS:
             raise ValueError(f"competition must be one of {COMPETITIONS}, got {competition!r}")
-        self.dim, self.competition, self.middle = dim, competition, levels // 2
+        self.dim, self.competition, self.middle = dim, competition, (levels - 1) // 2
         self.layers = nn.ModuleList(
             CompetitiveLayer(dim, slots=competition == "slot", heads=heads, levels=levels, points=points, hidden=hidden)
             for _ in range(layers)
@@ -101,7 +101,7 @@ class CompetitiveDecoder(nn.Module):
         self.heads = InstanceHeads(dim, fine_channels)
 
     def forward(
-        self, pyramid: Sequence[Tensor], fine: Tensor, content: Tensor, boxes: Tensor, likeness: Tensor
+        self, pyramid: Sequence[Tensor], fine: Tensor, content: Tensor, boxes: Tensor, evidence: Evidence
     ) -> list[dict[str, Tensor]]:
         """Decode.
 
@@ -114,8 +114,8 @@ class CompetitiveDecoder(nn.Module):
         content : Tensor of shape (B, K, dim)
         boxes : Tensor of shape (B, K, 6)
             Where the queries start, normalised centre boxes.
-        likeness : Tensor of shape (B, K)
-            How much their anchors resemble the prompt, in [-1, 1].
+        evidence : Evidence
+            In the cells of the fine map.
 
         Returns
         -------
@@ -137,6 +137,6 @@ class CompetitiveDecoder(nn.Module):
             query = layer(query, position, box, memory, shapes)
             moved = logit + self.heads.box(query).float()
             if self.training or layer is self.layers[-1]:
-                outputs.append(self.heads(query, moved.sigmoid(), fine, likeness))
+                outputs.append(self.heads(query, moved.sigmoid(), fine, evidence))
             logit = inverse_sigmoid(moved.detach().sigmoid())
         return outputs

@@ -1,5 +1,5 @@
-"""Gated dual encoder: a convolutional trunk sees boundaries, a transformer of patches sees far, a gate lets the first
-guide the second.
+"""Gated dual encoder: a U-Net sees boundaries, a transformer of patches sees far, a gate lets the first guide the
+second.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import Convolution
+from monai.networks.blocks import Convolution, ResidualUnit
 from torch import Tensor, nn
 
 from organdetr_monai.networks.attention import Attention, FeedForward, attend
 from organdetr_monai.networks.pointwise import PointwiseConv3d
 from organdetr_monai.networks.position import grid_encoding
-from organdetr_monai.networks.pyramid import PyramidBackbone
 
 EPS = 1e-4  # of the saliency's logarithm: a place without any loses at most 9 gamma
 
@@ -106,80 +105,80 @@ class PatchTransformer(nn.Module):
 
 
 class Maps(NamedTuple):
-    """What the encoder makes of an image."""
+    """What the encoder makes of an image, finest first: `channels` says how wide each is."""
 
-    #: For the masks, (B, fine_channels, ⌈X/2⌉, ⌈Y/2⌉, ⌈Z/2⌉).
+    #: (B, channels[0], X, Y, Z)
+    voxels: Tensor
+    #: (B, channels[0], ⌈X/2⌉, ⌈Y/2⌉, ⌈Z/2⌉)
     fine: Tensor
-    #: For the queries, (B, dim, ⌈X/2^k⌉, …) for each level of the backbone, finest first.
+    #: (B, channels[1], …) and (B, channels[-1], …) at strides 4 and 8.
     pyramid: list[Tensor]
 
 
 class DualEncoder(nn.Module):
-    """Convolutional trunk and patch transformer, joined where their strides meet, under one feature pyramid.
+    """A U-Net of MONAI's blocks and a patch transformer, joined where their strides meet: at the U-Net's bottom.
 
-    The gate's saliency is ``sigmoid(conv1(C - avgpool3(C)))`` of the trunk's map C at the transformer's stride: what
-    stands out from its surroundings, which is where boundaries are. Trunk and top-down path are Organ-DETR's
-    (:class:`organdetr_monai.networks.FPNBackbone`), and take its weights.
+    The gate's saliency is ``sigmoid(conv1(C - avgpool3(C)))`` of the U-Net's map C at the bottom: what stands out from
+    its surroundings, which is where boundaries are.
+
+    The U-Net is built and works as ``monai.networks.nets.UNet`` does with ``num_res_units=1``, but shows the maps
+    inside. Organ-DETR's trunk is not: it learns lesions of a few voxels several times later, having no path at full
+    resolution.
 
     Parameters
     ----------
-    backbone : PyramidBackbone
-        Its levels start at 2 or later, and include the transformer's stride.
     transformer : PatchTransformer
-    channels : sequence of int
-        Width of each stage of the backbone.
-    dim : int
-        Width of the backbone's maps.
-    fine_channels : int
-        Width of the map of stride 2 that the masks are read from.
+        Of patch 8.
+    channels : sequence of 4 int
+        Of the stages at strides 2, 4 and 8 and of the bottom, at stride 8.
     gated : bool
         False: no gate, to compare with; the weights are the same.
     """
 
     def __init__(
-        self,
-        backbone: PyramidBackbone,
-        transformer: PatchTransformer,
-        *,
-        channels: Sequence[int],
-        dim: int = 96,
-        fine_channels: int = 24,
-        gated: bool = True,
+        self, transformer: PatchTransformer, *, channels: Sequence[int] = (16, 32, 64, 128), gated: bool = True
     ) -> None:
         super().__init__()
-        strides = [2**level for level in backbone.levels]
-        if transformer.patch not in strides:
-            raise ValueError(f"the patch must be one of the backbone's strides {strides}, got {transformer.patch}")
-        if backbone.levels[0] < 2:
-            raise ValueError(f"the pyramid must start at level 2 or later, below the fine map, got {backbone.levels}")
-        self.backbone, self.transformer, self.gated = backbone, transformer, gated
-        self.meeting = strides.index(transformer.patch) + backbone.levels[0] - 1  # stage, counted from 0
-        self.saliency = PointwiseConv3d(channels[self.meeting], 1)
-        self.join = PointwiseConv3d(transformer.dim, channels[self.meeting])
-        self.fine_lateral = PointwiseConv3d(channels[0], fine_channels)
-        self.fine_down = PointwiseConv3d(dim, fine_channels)
-        self.fine_mix = Convolution(
-            3,
-            fine_channels,
-            fine_channels,
-            kernel_size=3,
-            act=("leakyrelu", {"negative_slope": 0.01, "inplace": True}),
-            norm=("instance", {"affine": True}),
-            bias=False,  # the norm that follows would remove it
+        if transformer.patch != 8:
+            raise ValueError(f"the patch must be the stride of the U-Net's bottom, 8, got {transformer.patch}")
+        if len(channels) != 4:
+            raise ValueError(f"channels must be four numbers, of three stages and the bottom, got {tuple(channels)}")
+        self.transformer, self.channels, self.gated = transformer, tuple(channels), gated
+        widths = [1, *channels]
+        self.down = nn.ModuleList(_unit(widths[k], widths[k + 1], stride=2 if k < 3 else 1) for k in range(4))
+        self.saliency = PointwiseConv3d(channels[3], 1)
+        self.join = PointwiseConv3d(transformer.dim, channels[3])
+        inputs = [channels[2] + channels[3], 2 * channels[1], 2 * channels[0]]
+        outputs = [channels[1], channels[0], channels[0]]
+        self.widen = nn.ModuleList(
+            Convolution(3, a, b, strides=2, kernel_size=3, is_transposed=True, norm="INSTANCE")
+            for a, b in zip(inputs, outputs, strict=True)
         )
-        self.fine_out = PointwiseConv3d(fine_channels, fine_channels)
+        # The last one ends without a norm: normalised features cannot say that most of a window is background.
+        self.mix = nn.ModuleList(_unit(b, b, bare=k == 2) for k, b in enumerate(outputs))
 
     def forward(self, image: Tensor) -> Maps:
         """Image (B, 1, X, Y, Z), intensities in [0, 1], to its maps."""
-        stages = self.backbone.trunk(image)
-        here = stages[self.meeting]
+        stages, x = [], image
+        for unit in self.down:
+            x = unit(x)
+            stages.append(x)
         saliency = None
         if self.gated:
-            around = F.avg_pool3d(here, 3, stride=1, padding=1, count_include_pad=False)
-            saliency = self.saliency(here - around)[:, 0].sigmoid()
-        far = self.transformer(image, saliency)
-        stages[self.meeting] = here + self.join(far)
-        pyramid = self.backbone.top_down(stages[self.backbone.levels[0] - 1 :])
-        above = F.interpolate(self.fine_down(pyramid[0]), size=stages[0].shape[2:], mode="trilinear")
-        fine = self.fine_out(self.fine_mix(self.fine_lateral(stages[0]) + above))
-        return Maps(fine, pyramid)
+            around = F.avg_pool3d(x, 3, stride=1, padding=1, count_include_pad=False)
+            saliency = self.saliency(x - around)[:, 0].sigmoid()
+        bottom = x + self.join(self.transformer(image, saliency))
+        x, up = torch.cat([stages[2], bottom], 1), []
+        for k, (widen, mix) in enumerate(zip(self.widen, self.mix, strict=True)):
+            like = image if k == 2 else stages[1 - k]
+            size = like.shape[2:]
+            x = mix(widen(x)[:, :, : size[0], : size[1], : size[2]])  # an odd map gets a voxel too many
+            up.append(x)
+            if k < 2:
+                x = torch.cat([like, x], 1)
+        return Maps(up[2], up[1], [up[0], bottom])
+
+
+def _unit(in_channels: int, out_channels: int, *, stride: int = 1, bare: bool = False) -> nn.Module:
+    """MONAI's residual unit of one convolution; ``bare``: without norm and activation."""
+    return ResidualUnit(3, in_channels, out_channels, strides=stride, subunits=1, norm="INSTANCE", last_conv_only=bare)

@@ -1,9 +1,9 @@
 """Volume and clicks in, every lesion of the clicked kinds out: a pure function, whose only memory is a cache.
 
-A click is looked at in the window in which it lies most central, and moved to the middle of the lesion that the network
-sees there: wherever in a lesion somebody clicks, the same place is the exemplar. Of it the network makes a prompt, and
-with this it looks through all windows that hold tissue, and closer where something in them is alike. The windows are
-the same for every click, so that their encodings can be kept: a second click runs prompt and decoder alone.
+A click is looked at in the window in which it lies most central. Of it the network makes a prompt, the exemplar, and
+with this it looks through all windows that hold tissue, and closer where something in them is alike: queries find
+lesions there. What the voxels of the whole volume say completes their masks, and adds what no query has found. The
+windows are the same for every click, so that their encodings can be kept: a second click runs prompt and decoder alone.
 
 Several clicks are answered one by one and merged (:func:`organdetr_monai.miq_sam3d.merging.group`), not averaged into
 one prompt: clicks of one kind find the same lesions, and of different kinds each its own.
@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Inferer
+from scipy import ndimage
 from torch import Tensor
 
 from organdetr_monai.errors import InputError
 from organdetr_monai.miq_sam3d.clicks import click_in
+from organdetr_monai.miq_sam3d.components import TOUCHING
 from organdetr_monai.miq_sam3d.instances import disjoint
 from organdetr_monai.miq_sam3d.merging import Piece, group, paint
-from organdetr_monai.miq_sam3d.queries import ALIKE
 from organdetr_monai.miq_sam3d.windows import Encodings
 
 __all__ = ["ClickInferer", "Found"]
@@ -75,6 +76,18 @@ class ClickInferer(Inferer):
         A query must keep this share of its mask in competition with the others, else it is dropped.
     merge : float
         Two pieces from different windows are one lesion if they share more than this of the smaller one.
+    alike : float
+        Windows in which no voxel reaches this probability of the prompt's kind are passed over.
+    alone : float
+        Least mean probability of a connected component of the prompt's kind that no query has found.
+    flood : float
+        The clicked lesion goes as far as voxels reach this share of the probability, of a lesion of any kind, that they
+        have at the click; and no less than from `mask` up.
+    faint : float
+        If no voxel at the click reaches this probability, the clicked lesion is the query's alone.
+    min_voxels : int
+        Voxels of the least such component; 12 voxels of 2 mm are the least lesion of
+        `organdetr_monai.miq_sam3d.components.MIN_VOLUME`.
     min_tissue : float
         Windows with a smaller share of voxels above 0 are passed over.
     cache_bytes : int
@@ -92,9 +105,14 @@ class ClickInferer(Inferer):
         score: float = 0.5,
         clicked_score: float = 0.2,
         mask: float = 0.5,
-        centring: int = 2,
+        centring: int = 0,
         keep: float = 0.5,
         merge: float = 0.3,
+        alike: float = 0.3,
+        alone: float = 0.7,
+        flood: float = 0.3,
+        faint: float = 0.05,
+        min_voxels: int = 12,
         min_tissue: float = 0.02,
         cache_bytes: int = 2 * 1024**3,
         keep_last: bool = False,
@@ -104,6 +122,8 @@ class ClickInferer(Inferer):
             raise ValueError(f"overlap must lie between merge ({merge}) and 1, got {overlap}")
         self.window = tuple(int(n) for n in window)
         self.overlap, self.merge, self.min_tissue, self.centring = overlap, merge, min_tissue, centring
+        self.alike, self.alone, self.min_voxels = alike, alone, min_voxels
+        self.flood, self.faint = flood, faint
         self.competition = {"score": score, "clicked_score": clicked_score, "mask": mask, "keep": keep}
         self.cache_bytes, self.keep_last = cache_bytes, keep_last
         self._last: tuple[Any, bytes, Encodings] | None = None
@@ -116,7 +136,7 @@ class ClickInferer(Inferer):
         inputs : Tensor of shape (B, 2, X, Y, Z)
             Image in [0, 1], and clicks as :class:`organdetr_monai.miq_sam3d.points.EncodeClicksd` writes them.
         network : module
-            With ``encode``, ``prompt``, ``likeness`` and ``retrieve`` as
+            With ``encode``, ``prompt``, ``voxels``, ``likeness`` and ``retrieve`` as
             :class:`organdetr_monai.miq_sam3d.network.MIQSAM3D`.
 
         Raises
@@ -158,34 +178,87 @@ class ClickInferer(Inferer):
         click : ndarray of shape (3,), int
             Voxel of the image.
         """
-        seen = self._at(encodings, click)
-        if seen is None:
-            return []
+        place, (home, prompt, pieces) = click, self._at(encodings, click)
         for _ in range(self.centring):
-            middle = _middle(seen[2][0])
-            moved = None if (middle == click).all() else self._at(encodings, middle)
-            if moved is None:
+            if not (pieces and pieces[0].clicked):
                 break
-            click, seen = middle, moved
-        (home, prompt, pieces), network = seen, encodings.network
+            middle = _middle(pieces[0])
+            moved = self._at(encodings, middle)
+            if (middle == place).all() or not (moved[2] and moved[2][0].clicked):
+                break
+            place, (home, prompt, pieces) = middle, moved
+        own, network = self._own(encodings, click, pieces, home), encodings.network
+        if own is None:
+            return []
+        pieces = [own, *(piece for piece in pieces if not piece.clicked)]
         for k in encodings.occupied:
             encoding = encodings[k] if k != home else None
-            if encoding is not None and float(network.likeness(encoding, prompt)) >= ALIKE:
+            if encoding is not None and float(network.likeness(encoding, prompt)) >= self.alike:
                 pieces += self._pieces(network.retrieve(encoding, prompt), encodings, k)
-        return pieces
+        return pieces + self._components(encodings, prompt, pieces)
 
-    def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[int, Any, list[Piece]] | None:
-        """The window around a click (3,), the prompt, and what the window holds of its kind, the clicked one first;
-        None if the click lies on nothing.
+    def _own(self, encodings: Encodings, click: np.ndarray, pieces: Sequence[Piece], home: int) -> Piece | None:
+        """The clicked lesion, as the voxels show it, whatever its kind; as the click's query shows it if they do not.
+
+        Who clicks has seen something there. So the voxels need not be sure: what counts is how far around the click
+        they say the same as there.
         """
-        home = encodings.around(click)
+        query = pieces[0] if pieces and pieces[0].clicked else None
+        said = encodings.voxels()
+        if said is None:
+            return query
+        lesion = 1 - said[0].numpy()
+        near = tuple(slice(max(int(v) - 1, 0), int(v) + 2) for v in click)
+        peak = float(lesion[near].max())
+        if peak < (self.faint if query else self.competition["mask"]):
+            return query
+        highest = np.unravel_index(int(lesion[near].argmax()), lesion[near].shape)
+        seed = tuple(side.start + int(i) for side, i in zip(near, highest, strict=True))
+        within = lesion >= min(self.competition["mask"], self.flood * peak)
+        for piece in pieces:
+            if not piece.clicked and query:  # what a query has told apart from the clicked one's is another lesion
+                within[piece.where] &= ~piece.mask
+        within[seed] = True
+        labels, _ = ndimage.label(within, structure=TOUCHING)
+        (where,) = ndimage.find_objects((labels == labels[seed]).astype(np.int8))
+        x, y, z = (int(side.start) for side in where)
+        mask = labels[where] == labels[seed]
+        score = max(query.score if query else 0.0, float(lesion[where][mask].mean()))
+        return Piece((x, y, z), mask, score, 0, home, clicked=True)
+
+    def _components(self, encodings: Encodings, prompt: Any, pieces: Sequence[Piece]) -> list[Piece]:
+        """What the voxels of the whole volume say: the connected components of the prompt's kind.
+
+        A mask of a query is smooth, and ends with its window; a component is as sharp as the voxels and ends where the
+        lesion does. Where queries have told apart what is connected, they are right: a component scores less than any
+        query's piece that it meets. One that meets none must be sure of itself.
+        """
+        said = encodings.voxels()
+        if said is None:
+            return []
+        likely = (said[1:] * prompt.kinds[0].cpu()[:, None, None, None]).sum(0).numpy()
+        labels, _ = ndimage.label(likely >= self.competition["mask"], structure=TOUCHING)
+        seen = np.zeros(labels.shape, dtype=bool)
+        for piece in pieces:
+            seen[piece.where] |= piece.mask
+        found = []
+        for number, where in enumerate(ndimage.find_objects(labels), start=1):
+            mask = labels[where] == number
+            score, met = float(likely[where][mask].mean()), bool((seen[where] & mask).any())
+            if mask.sum() >= self.min_voxels and (met or score >= self.alone):
+                x, y, z = (int(side.start) for side in where)
+                found.append(Piece((x, y, z), mask, score * (1e-3 if met else 1.0), 0, -1))
+        return found
+
+    def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[int, Any, list[Piece]]:
+        """The window around a click (3,), the prompt, and what the window holds of its kind, the clicked one first."""
+        home, network = encodings.around(click), encodings.network
         inside = click - encodings.starts[home]
         place = torch.as_tensor((inside + 0.5) / self.window, dtype=torch.float32, device=encodings.image.device)[None]
         encoding = encodings[home]
-        prompt = encodings.network.prompt(encoding, place)
-        output = encodings.network.retrieve(encoding, prompt, place)
-        pieces = self._pieces(output, encodings, home, click=inside)
-        return (home, prompt, pieces) if pieces and pieces[0].clicked else None
+        prompt = network.prompt(encoding, place)
+        output = network.retrieve(encoding, prompt, place)
+        return home, prompt, self._pieces(output, encodings, home, click=inside)
 
     def _pieces(
         self, output: dict[str, Tensor], encodings: Encodings, k: int, *, click: np.ndarray | None = None

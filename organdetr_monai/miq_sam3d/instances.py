@@ -72,7 +72,8 @@ def disjoint(
         labels = torch.zeros(tuple(size), dtype=torch.int64, device=objectness.device)
         if len(chosen):
             logits = output["masks"][image, chosen].float()[None]
-            p = F.interpolate(logits, size=tuple(size), mode="trilinear")[0].sigmoid()  # (N, X, Y, Z)
+            logits = F.interpolate(logits, size=tuple(size), mode="trilinear")[0]  # (N, X, Y, Z)
+            p = (logits + output["detail"][image] if "detail" in output else logits).sigmoid()
             value, best = (p * scores[:, None, None, None]).masked_fill(p < mask, -1.0).max(0)
             labels = torch.where(value >= 0, best + 1, labels)
             # A mask of a single cell can fall below the threshold between the cells' centres: no id without a voxel.

@@ -1,4 +1,4 @@
-"""What an answer to a click costs: each instance's mask, box and score, their union, and the contrast of the prompt."""
+"""What an answer to a click costs: each instance's mask, box and score, their union; and what the voxels say."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from organdetr_monai.boxes import centre_to_corners, iou_giou
 from organdetr_monai.matching import Matches
 from organdetr_monai.miq_sam3d.matching import InstanceMatcher
-from organdetr_monai.miq_sam3d.queries import ALIKE, squared_distance
+from organdetr_monai.miq_sam3d.queries import squared_distance
 from organdetr_monai.miq_sam3d.targets import Targets
 from organdetr_monai.segmentation_loss import class_shares
 
 DEFAULT_WEIGHTS = {
-    "objectness": 2.0,
-    "focal": 2.0,
-    "dice": 5.0,
-    "l1": 5.0,
-    "giou": 2.0,
-    "quality": 1.0,
-    "union": 2.0,
-    "contrast": 1.0,
     "kinds": 1.0,
-    "presence": 2.0,
-    "votes": 2.0,
+    "votes": 0.05,
+    "middles": 0.1,
+    # How much these weigh together is nothing to an optimiser such as AdamW: what clicks ask for trains weights of its
+    # own. It matters to the clipping of gradients, which theirs must not rule.
+    "objectness": 0.04,
+    "focal": 0.04,
+    "dice": 0.1,
+    "l1": 0.1,
+    "giou": 0.04,
+    "quality": 0.02,
+    "union": 0.04,
 }
 SMOOTH = 8.0  # cells: keeps the terms of small instances, and of none, within bounds
 FOCUS = 2.0  # exponent of the focal terms
@@ -38,28 +40,24 @@ class MIQLoss(nn.Module):
 
     Of matched queries: ``focal`` and ``dice`` of the mask, ``l1`` and ``giou`` of the box, ``quality``, the squared
     error of the predicted IoU. Of all queries: ``objectness``, focal, and ``union``, focal and Dice of where at least
-    one query sees an instance. Of the prompt: ``contrast``, InfoNCE (van den Oord et al. 2018). Of every
-    instance in the window, whatever was clicked: ``kinds``, the same with the instance as prompt. Of every cell:
-    ``presence``, whether it belongs to an instance of whatever kind, and if so ``votes``, of its box.
+    one query sees an instance. Of every voxel, whatever was clicked: ``kinds``, cross entropy and Dice of what it
+    is. Of every cell: ``middles``, whether it is the middle of an instance, and if it is of one ``votes``, of its box.
 
     Parameters
     ----------
     matcher : InstanceMatcher
     weights : mapping, optional
         Weights of the terms; others keep `DEFAULT_WEIGHTS`.
-    temperature : float
-        Of InfoNCE.
     """
 
-    def __init__(
-        self, matcher: InstanceMatcher, *, weights: Mapping[str, float] | None = None, temperature: float = 0.1
-    ) -> None:
+    def __init__(self, matcher: InstanceMatcher, *, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         unknown = set(weights or {}) - set(DEFAULT_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown loss terms {sorted(unknown)}; the terms are {sorted(DEFAULT_WEIGHTS)}")
-        self.matcher, self.temperature = matcher, temperature
+        self.matcher = matcher
         self.weights = {**DEFAULT_WEIGHTS, **(weights or {})}
+        self.of_kinds = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
 
     def forward(self, output: Mapping[str, Any], targets: Targets) -> dict[str, Tensor]:
         """Cost of a batch.
@@ -74,21 +72,23 @@ class MIQLoss(nn.Module):
         -------
         dict
             ``loss``, the weighted sum, and the unweighted terms of the last layer; those of the earlier layers, which
-            weigh as much, have the suffix ``_aux`` and are a mean. All scalars.
+            weigh as much, have the suffix ``_aux`` and are a mean. All scalars. Where nothing was asked the terms of
+            queries are not there.
         """
-        layers = [output, *output.get("aux", ())]
-        shares = targets.shares(output["masks"].shape[2:])
-        matches = self.matcher(layers, targets, shares)
-        per_layer = [self.layer_terms(o, m, targets, shares) for o, m in zip(layers, matches, strict=True)]
-        loss = sum((self.weights[name] * t[name] for t in per_layer for name in t), start=output["masks"].new_zeros(()))
-        terms = dict(per_layer[0])
-        for name in per_layer[0] if len(per_layer) > 1 else ():
-            terms[f"{name}_aux"] = torch.stack([t[name] for t in per_layer[1:]]).mean()
-        terms["contrast"] = contrast(output["similarity"], targets, temperature=self.temperature)
-        terms["kinds"] = kind_contrast(output["keys"], targets, temperature=self.temperature)
-        terms["presence"] = presence(output["presence"], targets)
+        loss, terms = output["voxels"].new_zeros(()), {}
+        if "masks" in output:
+            layers = [output, *output.get("aux", ())]
+            shares = targets.shares(output["masks"].shape[2:])
+            matches = self.matcher(layers, targets, shares)
+            per_layer = [self.layer_terms(o, m, targets, shares) for o, m in zip(layers, matches, strict=True)]
+            loss = sum((self.weights[name] * t[name] for t in per_layer for name in t), start=loss)
+            terms = dict(per_layer[0])
+            for name in per_layer[0] if len(per_layer) > 1 else ():
+                terms[f"{name}_aux"] = torch.stack([t[name] for t in per_layer[1:]]).mean()
+        terms["kinds"] = self.of_kinds(output["voxels"], targets.voxel_kinds[:, None])
         terms["votes"] = votes(output["votes"], targets)
-        for name in ("contrast", "kinds", "presence", "votes"):
+        terms["middles"] = middles(output["middles"], targets)
+        for name in ("kinds", "votes", "middles"):
             loss = loss + self.weights[name] * terms[name]
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
@@ -149,88 +149,27 @@ def union(layer: Mapping[str, Tensor], shares: Tensor) -> Tensor:
     return per_size(focal(any_p.clamp(min=1e-6).log(), log_none, truth), truth) + dice(any_p, truth)
 
 
-def presence(logits: Tensor, targets: Targets) -> Tensor:
-    """Focal plus Dice of where any lesion is, of whatever kind: logits (B, X, Y, Z) to a scalar."""
-    truth = class_shares(targets.all_labels.clamp(max=1), logits.shape[1:], 2)[:, 1].flatten(1)
-    flat = logits.flatten(1)
-    return (per_size(focal(F.logsigmoid(flat), F.logsigmoid(-flat), truth), truth) + dice(flat.sigmoid(), truth)).mean()
+def middles(logits: Tensor, targets: Targets) -> Tensor:
+    """Focal loss of where the middles of all instances are: logits (B, X, Y, Z) to a scalar.
 
-
-def contrast(similarity: Tensor, targets: Targets, *, temperature: float) -> Tensor:
-    """InfoNCE of the prompt's similarity: the cores of the wanted instances against everything that is none of them.
-
-    The rest of an instance counts for neither, so that the similarity has its peak in the middle, one for each. A fixed
-    contender of similarity `ALIKE` takes part. What is wanted must beat it, and where nothing is wanted it must win:
-    so the similarity says not only where something is most alike, but whether it is alike.
-
-    Parameters
-    ----------
-    similarity : Tensor of shape (B, X, Y, Z)
-        Cosine of prompt and keys.
-    targets : Targets
-    temperature : float
-
-    Returns
-    -------
-    Tensor, scalar
-        Mean over the cells of a core, then over the instances; an image without counts as one.
+    The truth falls off like a Gaussian from each instance's middle and is zero beyond its cells (Zhou et al. 2019,
+    Objects as Points); its highest cell is 1, however small the instance. The sum over the cells of an instance is
+    divided by the sum of its truth, the one over all other cells by the number of instances: a large instance counts
+    as much as a small one.
     """
-    logits = (similarity / temperature).flatten(1)[:, None]  # (B, 1, cells)
-    rival = logits.new_full((len(logits), 1, 1), ALIKE / temperature)
-    none = torch.tensor([not count for count in targets.counts], device=logits.device)
-    silence = F.softplus(logits.logsumexp(-1) - rival[:, 0])[none, 0]
-    if not any(targets.counts):
-        return silence.mean()
-    shares = targets.shares(similarity.shape[1:])  # (B, M, X, Y, Z)
-    core, shares = cores(shares, targets.boxes), shares.flatten(2)  # (B, M, cells)
-    others = logits.masked_fill(shares.sum(1, keepdim=True) > 0, float("-inf"))
-    others = torch.cat([others, rival], -1).logsumexp(-1, keepdim=True)
-    each = (F.softplus(others - logits) * core).sum(-1) / core.sum(-1).clamp(min=1)  # (B, M)
-    return torch.cat([each[targets.valid], silence]).mean()
-
-
-def cores(shares: Tensor, boxes: Tensor) -> Tensor:
-    """Cells in the middle of each instance, of its shares (B, M, X, Y, Z) and boxes (B, M, 6): bool (B, M, cells)."""
-    centre, size = boxes.chunk(2, -1)
+    count = targets.all_boxes.shape[1]
+    shares = class_shares(targets.all_labels, logits.shape[1:], count + 1)[:, 1:]  # (B, N, X, Y, Z)
+    centre, size = targets.all_boxes.chunk(2, -1)
     distance = squared_distance(shares.shape[2:], centre, (size / 2).clamp(min=1e-3))
-    inside = (shares * torch.exp(-2 * distance)).flatten(2)
-    return (inside > 0) & (inside >= 0.5 * inside.amax(-1, keepdim=True))
-
-
-def kind_contrast(keys: Tensor, targets: Targets, *, temperature: float) -> Tensor:
-    """What :func:`contrast` asks of the one prompt, asked of every instance in the window, of whatever kind.
-
-    The mean key of an instance's core is its prompt: the cores of all instances of its kind, its own included, against
-    everything that is of no instance of the kind, and the fixed contender. A window has one click and several lesions,
-    so that keys learn from it several times as much (a supervised contrastive loss, Khosla et al. 2020).
-
-    Parameters
-    ----------
-    keys : Tensor of shape (B, d, X, Y, Z)
-        Of length 1.
-    targets : Targets
-    temperature : float
-
-    Returns
-    -------
-    Tensor, scalar
-        Mean over the pairs of instances of one kind.
-    """
-    shares = class_shares(targets.all_labels, keys.shape[2:], targets.all_boxes.shape[1] + 1)[:, 1:]  # (B, N, X, Y, Z)
-    core, shares = cores(shares, targets.all_boxes).float(), shares.flatten(2)  # (B, N, cells)
-    kinds = targets.all_kinds
-    alike = ((kinds[:, :, None] == kinds[:, None]) & (kinds[:, None] > 0)).float()  # (B, N, N)
-    if not alike.any():
-        return keys.sum() * 0
-    with torch.autocast(keys.device.type, enabled=False):  # bfloat16 cannot tell 0.995 from 1
-        flat = keys.float().flatten(2)  # (B, d, cells)
-        prompts = F.normalize(core @ flat.transpose(1, 2), dim=-1)  # (B, N, d)
-        logits = prompts @ flat / temperature  # (B, N, cells)
-        of_kind = alike @ shares > 0
-        rival = logits.new_full((*logits.shape[:2], 1), ALIKE / temperature)
-        others = torch.cat([logits.masked_fill(of_kind, float("-inf")), rival], -1).logsumexp(-1, keepdim=True)
-        each = F.softplus(others - logits) @ core.transpose(1, 2) / core.sum(-1).clamp(min=1)[:, None]  # (B, N, N)
-    return (each * alike).sum() / alike.sum()
+    heat = ((shares > 0) * torch.exp(-2 * distance)).flatten(2)
+    heat = heat / heat.amax(-1, keepdim=True).clamp(min=1e-6)
+    heat = torch.cat([heat.new_zeros(len(heat), 1, heat.shape[-1]), heat], 1)  # (B, 1 + N, cells), first of none
+    truth, owner = heat.max(1)
+    amount = heat.sum(-1)
+    amount[:, 0] = 1.0
+    flat = logits.flatten(1)
+    each = focal(F.logsigmoid(flat), F.logsigmoid(-flat), truth) / amount.gather(1, owner)
+    return each.sum() / max(int((targets.all_kinds > 0).sum()), 1)
 
 
 def votes(boxes: Tensor, targets: Targets) -> Tensor:

@@ -45,6 +45,9 @@ class RandPromptd(RandomizableTransform):
         Voxels. A smaller volume lies somewhere inside it, 0 around it.
     remote : float
         Share of samples whose click lies in another window, ``exemplar``.
+    asked : float
+        Share of samples whose click is answered; of the others a network learns what voxels are. An answer costs time,
+        of which the encoder learns nothing.
     background : float
         Share of samples whose click lies on no lesion; all of a case without any.
     places : mapping of str to float, optional
@@ -63,9 +66,12 @@ class RandPromptd(RandomizableTransform):
     - ``image``, ``exemplar`` (1, X, Y, Z) float32: the window; the one that the click lies in, which is the same unless
       ``remote`` (bool);
     - ``instances`` (1, X, Y, Z) int64: ids 1..M of the lesions in ``image``, ``kinds`` (M,) int64 theirs;
+      ``exemplar_instances`` and ``exemplar_kinds`` those of the exemplar;
     - ``click`` (3,) float32: ``(index + 0.5) / window`` in ``exemplar``;
+    - ``asked`` bool: whether the click is to be answered;
     - ``kind`` int: of what was clicked, 0 for background. The lesions of this kind are what is asked for;
-    - ``clicked`` int: id in ``image`` of the lesion clicked, 0 where that is background, or ``remote``;
+    - ``exemplar_clicked`` int: id in ``exemplar`` of the lesion clicked, 0 where that is background; ``clicked`` int:
+      the same in ``image``, 0 where ``remote``;
     - ``case``: its name, as it was.
     """
 
@@ -74,6 +80,7 @@ class RandPromptd(RandomizableTransform):
         window: Sequence[int] = (64, 64, 64),
         *,
         remote: float = 0.5,
+        asked: float = 1.0,
         background: float = 0.1,
         places: Mapping[str, float] | None = None,
         rotate: float = 10.0,
@@ -81,12 +88,13 @@ class RandPromptd(RandomizableTransform):
         mirror: float = 0.5,
     ) -> None:
         RandomizableTransform.__init__(self, 1.0)
-        shares = {"remote": remote, "background": background, "mirror": mirror}
+        shares = {"remote": remote, "asked": asked, "background": background, "mirror": mirror}
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise InputError(f"{name} is {share!r}.", "Give a share from 0 to 1.")
         self.window = tuple(int(n) for n in window)
         self.remote, self.background, self.mirror = float(remote), float(background), float(mirror)
+        self.asked = float(asked)
         self.places = check_places(places)
         self.rotate, self.zoom = float(rotate), (float(zoom[0]), float(zoom[1]))
 
@@ -104,17 +112,23 @@ class RandPromptd(RandomizableTransform):
         kind = int(kinds[clicked - 1]) if clicked else 0
         if remote:
             view = self._view(data, self._voxel(ids, self._other(present, kinds, kind)), mirrored)
-        instances, shown = relabel(view.instances)
+        theirs, their_ids = relabel(exemplar.instances)
+        instances, shown = relabel(view.instances) if remote else (theirs, their_ids)
+        place = int(np.searchsorted(their_ids, clicked)) + 1 if clicked else 0
         return {
             "case": data.get("case"),
             "image": view.image,
             "exemplar": exemplar.image,
             "instances": instances,
             "kinds": torch.from_numpy(kinds[shown - 1]),
+            "exemplar_instances": theirs,
+            "exemplar_kinds": torch.from_numpy(kinds[their_ids - 1]),
+            "exemplar_clicked": place,
             "click": torch.from_numpy(((click + 0.5) / self.window).astype(np.float32)),
-            "clicked": 0 if remote or not clicked else int(np.searchsorted(shown, clicked)) + 1,
+            "clicked": 0 if remote else place,
             "kind": kind,
             "remote": remote,
+            "asked": self.R.random() < self.asked,
         }
 
     def _draw(self, ids: np.ndarray) -> int:

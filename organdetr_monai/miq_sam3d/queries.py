@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from organdetr_monai.networks.attention import MLP
 from organdetr_monai.networks.pointwise import PointwiseConv3d
 
-#: Cosine from which up a place is of the prompt's kind: training pulls apart what is above and what is below.
-ALIKE = 0.5
+EPS = 1e-4  # of probabilities, before they are divided
 
 
 class Prompt(NamedTuple):
@@ -22,8 +21,8 @@ class Prompt(NamedTuple):
 
     #: (B, dim), conditions the queries.
     token: Tensor
-    #: (B, d), what the keys of a window are compared with.
-    feature: Tensor
+    #: (B, C), how much it is of each kind of the training; sums to 1.
+    kinds: Tensor
 
 
 def sample_at(fmap: Tensor, points: Tensor) -> Tensor:
@@ -71,135 +70,151 @@ def squared_distance(shape: Sequence[int], centre: Tensor, scale: Tensor) -> Ten
     return x[..., :, None, None] + y[..., None, :, None] + z[..., None, None, :]
 
 
-class Presence(nn.Module):
-    """Whether a place belongs to a lesion at all, of whatever kind: an extra task for the encoder, in training only.
+class VoxelKinds(nn.Module):
+    """What every voxel is: background or a lesion of one of the kinds of the training.
 
-    It has an answer at every place of every window, whereas kinds and instances are learned from what one click asks
-    for: as the segmentation heads do for Organ-DETR, it shortens the time until the maps are worth looking at.
+    It has an answer at every voxel of every window, whereas instances are learned from what one click asks for; and it
+    is what a click is compared with: the network knows a lesion by its kinds.
 
     Parameters
     ----------
     channels : int
         Width of the map.
-    prior : float
-        Probability at the start: few places belong to a lesion.
+    num_kinds : int
+        C, kinds of lesions in the training data.
     """
 
-    def __init__(self, channels: int = 24, *, prior: float = 0.1) -> None:
+    def __init__(self, channels: int = 16, *, num_kinds: int = 1) -> None:
         super().__init__()
-        self.layers = nn.Sequential(PointwiseConv3d(channels, channels), nn.GELU(), PointwiseConv3d(channels, 1))
-        _, bias = self.layers[-1].parameters()
-        nn.init.constant_(bias, math.log(prior / (1 - prior)))
+        if num_kinds < 1:
+            raise ValueError(f"num_kinds must be positive, got {num_kinds}")
+        self.num_kinds = num_kinds
+        self.layer = PointwiseConv3d(channels, num_kinds + 1)
 
-    def forward(self, fine: Tensor) -> Tensor:
-        """Map (B, channels, X, Y, Z) to logits (B, X, Y, Z), float32."""
-        return self.layers(fine)[:, 0].float()
-
-
-class KeyProjection(nn.Module):
-    """Keys of a map: where they point in the prompt's direction there is something of its kind."""
-
-    def __init__(self, dim: int = 96, key_dim: int = 48) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(PointwiseConv3d(dim, dim), nn.GELU(), PointwiseConv3d(dim, key_dim))
-
-    def forward(self, fmap: Tensor) -> Tensor:
-        """Map (B, dim, X, Y, Z) to keys of length 1, (B, key_dim, X, Y, Z), float32."""
-        return F.normalize(self.layers(fmap).float(), dim=1)
+    def forward(self, voxels: Tensor) -> Tensor:
+        """Map (B, channels, X, Y, Z) to logits (B, C + 1, X, Y, Z), background first, float32."""
+        return self.layer(voxels).float()
 
 
-def cosine(keys: Tensor, feature: Tensor) -> Tensor:
-    """Keys (B, d, X, Y, Z) and feature (B, d), both of length 1, to (B, X, Y, Z).
+class Votes(NamedTuple):
+    """What every cell of a map says of the lesion that it would belong to, whatever the click."""
 
-    Not a matrix product: autocast would make that one bfloat16, which cannot tell 0.995 from 1.
-    """
-    return (keys * feature[:, :, None, None, None]).sum(1)
+    #: (B, 6, X, Y, Z), its box, normalised centre boxes.
+    boxes: Tensor
+    #: (B, X, Y, Z), the logit of being in the middle of one.
+    middle: Tensor
 
 
 class BoxVotes(nn.Module):
-    """Every cell of a map says which box it would belong to, whatever the click: where a query at this cell starts.
+    """Every cell of a map says which box it would belong to, and whether it is the middle of it: queries start there.
 
     Parameters
     ----------
+    channels : sequence of int
+        Widths of the maps, finest first: what a coarse one sees, all of its cells know.
     dim : int
-        Width of the map.
+        Width of the layers.
     stride : int
-        Of the map.
+        Of the finest map.
     typical : float
         Edge of a box at the start of training, in voxels of the image, and the unit of the votes.
+    prior : float
+        Probability of a middle at the start: few cells are one.
     """
 
-    def __init__(self, dim: int = 96, *, stride: int = 4, typical: float = 8.0) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int] = (16, 32, 128),
+        dim: int = 32,
+        *,
+        stride: int = 2,
+        typical: float = 8.0,
+        prior: float = 0.01,
+    ) -> None:
         super().__init__()
         self.stride, self.typical = stride, typical
-        self.layers = nn.Sequential(PointwiseConv3d(dim, dim), nn.GELU(), PointwiseConv3d(dim, 6))
-        weight, bias = self.layers[-1].parameters()
+        self.look = nn.ModuleList(PointwiseConv3d(width, dim) for width in channels)
+        self.say = PointwiseConv3d(dim, 7)
+        weight, bias = self.say.parameters()
         nn.init.normal_(weight, std=1e-3)
         nn.init.zeros_(bias)
+        nn.init.constant_(bias[6:], math.log(prior / (1 - prior)))
 
-    def forward(self, fmap: Tensor) -> Tensor:
-        """Map (B, dim, X, Y, Z) to normalised centre boxes (B, 6, X, Y, Z), float32."""
-        shape = fmap.shape[2:]
-        unit = self.typical / (self.stride * torch.tensor(shape, device=fmap.device)).view(3, 1, 1, 1)
-        shift, size = self.layers(fmap).float().chunk(2, 1)
-        centre = torch.stack(torch.meshgrid(cell_centres(shape, fmap.device), indexing="ij"))  # (3, X, Y, Z)
-        return torch.cat([(centre + unit * shift).clamp(0, 1), (unit * size.clamp(-3, 3).exp()).clamp(max=1)], 1)
+    def forward(self, maps: Sequence[Tensor]) -> Votes:
+        """Maps (B, channels[k], …) to what the cells of the first of them say, float32."""
+        shape, device = maps[0].shape[2:], maps[0].device
+        seen = [look(m) for look, m in zip(self.look, maps, strict=True)]
+        seen[1:] = [F.interpolate(m, size=shape, mode="trilinear") for m in seen[1:]]
+        unit = self.typical / (self.stride * torch.tensor(shape, device=device)).view(3, 1, 1, 1)
+        shift, size, middle = self.say(F.gelu(torch.stack(seen).sum(0))).float().split([3, 3, 1], 1)
+        centre = torch.stack(torch.meshgrid(cell_centres(shape, device), indexing="ij"))  # (3, X, Y, Z)
+        boxes = torch.cat([(centre + unit * shift).clamp(0, 1), (unit * size.clamp(-3, 3).exp()).clamp(max=1)], 1)
+        return Votes(boxes, middle[:, 0])
+
+
+def alike(kinds: Tensor, prompt: Prompt) -> Tensor:
+    """Probability that a place is of the prompt's kind: the sum over the kinds of what both say.
+
+    Parameters
+    ----------
+    kinds : Tensor of shape (B, C + 1, X, Y, Z)
+        Probabilities, background first.
+    prompt : Prompt
+
+    Returns
+    -------
+    Tensor of shape (B, X, Y, Z)
+    """
+    return (kinds[:, 1:] * prompt.kinds[:, :, None, None, None]).sum(1)
 
 
 class PromptEncoder(nn.Module):
-    """From the maps around a click to a :class:`Prompt`.
+    """From what lies around a click to a :class:`Prompt`.
 
-    What lies under the click is one sample of a lesion, at its edge half of something else. One step of mean shift
-    makes it a sample of the whole: the mean over the cells nearby whose keys resemble the clicked one. Nothing says
+    The kinds of the prompt are those of the voxels around the click, weighed with a Gaussian: one voxel is a poor
+    sample, at a lesion's edge half of something else. The token adds what the maps show at the click. Nothing says
     where the click was, because the lesions to be found are elsewhere.
-
-    The feature to compare with is the mean of these cells' own keys, plus a learned correction that starts at zero: a
-    projection of its own would first have to learn that like resembles like.
 
     Parameters
     ----------
-    dim, key_dim : int
-        Widths of the maps and of the keys.
-    levels : int
-        Maps of the pyramid.
+    channels : sequence of int
+        Widths of the maps that are read at the click.
+    num_kinds, dim : int
+        C; width of the token.
     reach : float
-        Standard deviation of "nearby" at the start, in cells of the finest map.
+        Standard deviation of the Gaussian at the start, in voxels.
     """
 
-    def __init__(self, dim: int = 96, key_dim: int = 48, *, levels: int = 3, reach: float = 1.5) -> None:
+    def __init__(
+        self, channels: Sequence[int] = (16, 32, 128), *, num_kinds: int = 1, dim: int = 96, reach: float = 2.0
+    ) -> None:
         super().__init__()
         self.log_reach = nn.Parameter(torch.tensor(reach).log())
-        self.log_sharpness = nn.Parameter(torch.tensor(5.0).log())
-        self.token = MLP(dim * (levels + 1), dim, dim, depth=2)
+        self.token = MLP(sum(channels) + num_kinds + 1, dim, dim, depth=2)
         self.norm = nn.LayerNorm(dim)
-        self.correction = nn.Linear(dim, key_dim)
-        nn.init.zeros_(self.correction.weight)
-        nn.init.zeros_(self.correction.bias)
 
-    def forward(self, pyramid: Sequence[Tensor], keys: Tensor, click: Tensor) -> Prompt:
+    def forward(self, maps: Sequence[Tensor], kinds: Tensor, click: Tensor) -> Prompt:
         """Encode one click for each image.
 
         Parameters
         ----------
-        pyramid : sequence of Tensor of shape (B, dim, X, Y, Z)
-            Finest first.
-        keys : Tensor of shape (B, key_dim, X, Y, Z)
-            Of the finest map.
+        maps : sequence of Tensor of shape (B, channels[k], …)
+        kinds : Tensor of shape (B, C + 1, X, Y, Z)
+            Probabilities, background first.
         click : Tensor of shape (B, 3)
             Normalised to [0, 1] of the window.
         """
-        shape = keys.shape[2:]
-        clicked = F.normalize(sample_at(keys, click[:, None])[:, 0], dim=-1)  # (B, key_dim)
-        alike = cosine(keys, clicked).flatten(1)  # (B, cells)
-        cell = 1 / torch.tensor(shape, device=click.device)
-        distance = squared_distance(shape, click, self.log_reach.exp() * cell).flatten(1)
-        weight = (self.log_sharpness.exp() * alike - distance / 2).softmax(-1)
-        fmap = pyramid[0].flatten(2)
-        mean = fmap @ weight[:, :, None].to(fmap.dtype)  # (B, dim, 1)
-        points = [sample_at(m, click[:, None])[:, 0] for m in pyramid]
-        token = self.norm(self.token(torch.cat([mean[..., 0], *points], -1)))
-        key = (keys.flatten(2) * weight[:, None]).sum(-1)  # (B, key_dim)
-        return Prompt(token.float(), F.normalize(key + self.correction(token).float(), dim=-1))
+        reach = self.log_reach.exp()
+        x, y, z = (
+            (-(((cells - click[:, axis, None].float()) * len(cells) / reach) ** 2) / 2).softmax(-1)
+            for axis, cells in enumerate(cell_centres(kinds.shape[2:], click.device))
+        )
+        around = (kinds * z[:, None, None, None]).sum(-1)  # (B, C + 1, X, Y), then (…, X), then (B, C + 1)
+        around = ((around * y[:, None, None]).sum(-1) * x[:, None]).sum(-1)
+        of_kind = around[:, 1:] + EPS
+        points = [sample_at(m, click[:, None])[:, 0] for m in maps]
+        token = self.norm(self.token(torch.cat([*points, around.to(points[0].dtype)], -1)))
+        return Prompt(token.float(), of_kind / of_kind.sum(-1, keepdim=True))
 
 
 class Queries(NamedTuple):
@@ -209,39 +224,35 @@ class Queries(NamedTuple):
     content: Tensor
     #: (B, K, 6), normalised centre boxes.
     boxes: Tensor
-    #: (B, K), the similarity at their anchors.
-    likeness: Tensor
-    #: (B, X, Y, Z), cosine of the prompt with every cell of the finest map.
-    similarity: Tensor
 
 
 class QueryGenerator(nn.Module):
-    """Peaks of the similarity with a prompt become queries, and the click itself becomes the first of them.
+    """Middles of lesions of the prompt's kind become queries, and the click itself becomes the first of them.
 
     A query is ``LN(FiLM_token(b) + W [F(a), s(a)])``: a learned start ``b``, one for the click and one for all peaks,
-    so that their number is free, modulated by the prompt (Perez et al. 2018), plus what the maps F and the similarity s
+    so that their number is free, modulated by the prompt (Perez et al. 2018), plus what the maps F and the likeness s
     show at its anchor ``a``; its first box is the one that the cell there votes for.
 
     Parameters
     ----------
+    channels : sequence of int
+        Widths of the maps that are read at the anchors.
     dim : int
-        Width.
-    levels : int
-        Maps of the pyramid, all of which are read at the anchors.
+        Width of the queries.
     """
 
-    def __init__(self, dim: int = 96, *, levels: int = 3) -> None:
+    def __init__(self, channels: Sequence[int] = (16, 32, 128), *, dim: int = 96) -> None:
         super().__init__()
         self.role = nn.Parameter(torch.randn(2, dim))  # of the click, of a peak
         self.film = nn.Linear(dim, 2 * dim)
-        self.look = nn.Linear(dim * levels + 1, dim)
+        self.look = nn.Linear(sum(channels) + 1, dim)
         self.norm = nn.LayerNorm(dim)
 
     def forward(
         self,
-        pyramid: Sequence[Tensor],
-        keys: Tensor,
-        votes: Tensor,
+        maps: Sequence[Tensor],
+        alike: Tensor,
+        votes: Votes,
         prompt: Prompt,
         click: Tensor | None,
         local: Tensor | None,
@@ -251,11 +262,11 @@ class QueryGenerator(nn.Module):
 
         Parameters
         ----------
-        pyramid : sequence of Tensor of shape (B, dim, X, Y, Z)
-        keys : Tensor of shape (B, d, X, Y, Z)
-            Of the finest map.
-        votes : Tensor of shape (B, 6, X, Y, Z)
-            Box of each of its cells.
+        maps : sequence of Tensor of shape (B, channels[k], …)
+        alike : Tensor of shape (B, X, Y, Z)
+            Highest probability in each of the votes' cells of being of the prompt's kind.
+        votes : Votes
+            Of cells (B, …, X, Y, Z).
         prompt : Prompt
         click : Tensor of shape (B, 3), optional
             Normalised to [0, 1] of the window.
@@ -264,32 +275,38 @@ class QueryGenerator(nn.Module):
         num_queries : int
             K.
         """
-        feature = F.normalize(prompt.feature.float(), dim=-1)
-        similarity = cosine(keys, feature)
-        anchors = peaks(similarity.detach(), num_queries)  # (B, K, 3)
-        role = torch.ones(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
-        if click is not None:
+        heat = (alike * votes.middle.sigmoid()).sqrt()
+        if click is None:
+            anchors = peaks(heat.detach(), num_queries)  # (B, K, 3)
+            role = torch.ones(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
+        else:
+            here = torch.ones(len(click), dtype=torch.bool, device=click.device) if local is None else local
+            # The clicked lesion has its query: a second one at its middle would be a double, right or wrong by chance.
+            centre, size = sample_at(votes.boxes, click[:, None])[:, 0].chunk(2, -1)
+            taken = here[:, None, None, None] & (squared_distance(heat.shape[1:], centre, size / 2) < 1)
+            anchors = peaks(heat.detach(), num_queries, taken=taken)
             first = torch.cat([click[:, None].to(anchors.dtype), anchors[:, :-1]], 1)
-            here = torch.ones_like(role[:, 0], dtype=torch.bool) if local is None else local
             anchors = torch.where(here[:, None, None], first, anchors)
+            role = torch.ones(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
             role[:, 0] = torch.where(here, 0, 1)
-        seen = [sample_at(m, anchors) for m in pyramid]
-        likeness = sample_at(similarity[:, None], anchors)  # (B, K, 1)
-        seen.append(likeness.to(seen[0].dtype))
+        seen = [sample_at(m, anchors) for m in maps]
+        seen.append(sample_at(heat[:, None], anchors).to(seen[0].dtype))  # (B, K, 1)
         scale, shift = self.film(prompt.token)[:, None].chunk(2, -1)  # (B, 1, dim)
         content = self.norm(self.role[role] * (1 + scale) + shift + self.look(torch.cat(seen, -1)))
-        return Queries(content, sample_at(votes.detach(), anchors), likeness[..., 0], similarity)
+        return Queries(content, sample_at(votes.boxes, anchors))
 
 
 @torch.no_grad()
-def peaks(score: Tensor, count: int) -> Tensor:
-    """The highest local maxima of a volume, each the largest of its 3×3×3 neighbourhood; then the highest other cells.
+def peaks(score: Tensor, count: int, *, taken: Tensor | None = None) -> Tensor:
+    """The highest local maxima of a volume, each the largest of its 5×5×5 neighbourhood; then the highest other cells.
 
     Parameters
     ----------
     score : Tensor of shape (B, X, Y, Z)
     count : int
         How many, at most X * Y * Z.
+    taken : bool Tensor of shape (B, X, Y, Z), optional
+        Cells that come last, whatever their score.
 
     Returns
     -------
@@ -299,9 +316,10 @@ def peaks(score: Tensor, count: int) -> Tensor:
     shape = torch.Size(int(n) for n in score.shape[1:])  # numbers, also while a trace is recorded
     if count > shape.numel():
         raise ValueError(f"{count} queries need as many cells, but the map has {tuple(shape)}: use a larger window")
-    best = F.max_pool3d(score[:, None], 3, stride=1, padding=1)[:, 0]
+    best = F.max_pool3d(score[:, None], 5, stride=1, padding=2)[:, 0]
     spread = 1 + score.amax() - score.amin()
-    rank = torch.where(score == best, score, score - spread).flatten(1)
+    rank = torch.where(score == best, score, score - spread)
+    rank = (rank if taken is None else rank - 2 * spread * taken).flatten(1)
     index = rank.topk(count, dim=1).indices
     place = torch.stack(torch.unravel_index(index, shape), -1)  # (B, count, 3)
     return (place + 0.5) / torch.tensor(shape, device=score.device)

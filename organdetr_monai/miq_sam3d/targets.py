@@ -34,6 +34,13 @@ class Targets(NamedTuple):
         return class_shares(self.labels, shape, self.boxes.shape[1] + 1)[:, 1:]
 
     @property
+    def voxel_kinds(self) -> Tensor:
+        """(B, X, Y, Z), the kind of every voxel, 0 for background."""
+        table = torch.cat([self.all_kinds.new_zeros(len(self.all_kinds), 1), self.all_kinds], 1)
+        image = torch.arange(len(table), device=table.device).view(-1, 1, 1, 1)
+        return table[image, self.all_labels]
+
+    @property
     def valid(self) -> Tensor:
         """(B, M) bool, where there is an instance."""
         index = torch.arange(self.boxes.shape[1], device=self.boxes.device)

@@ -17,8 +17,8 @@ class Prompted(NamedTuple):
 
     #: (B, 1, X, Y, Z) in [0, 1].
     image: Tensor
-    #: (B, 3) normalised to [0, 1] of the volume that the click lies in.
-    click: Tensor
+    #: (B, 3) normalised to [0, 1] of the volume that the click lies in; None where nothing is asked.
+    click: Tensor | None
     #: (B, 1, X, Y, Z): where ``remote``, the volume that the click lies in.
     exemplar: Tensor
     #: (B,) bool.
@@ -41,9 +41,9 @@ class PromptInferer(Inferer):
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Batch of samples: what has the same shape in all is stacked, the rest are lists."""
     batch: dict[str, Any] = {key: [s[key] for s in samples] for key in samples[0]}
-    for key in {"image", "exemplar", "instances", "click"} & batch.keys():
+    for key in {"image", "exemplar", "instances", "exemplar_instances", "click"} & batch.keys():
         batch[key] = torch.stack([_plain(x) for x in batch[key]])
-    for key in {"clicked", "kind", "remote"} & batch.keys():
+    for key in {"clicked", "exemplar_clicked", "kind", "remote", "asked"} & batch.keys():
         batch[key] = torch.tensor(batch[key])
     return batch
 
@@ -51,15 +51,24 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def prepare_batch(
     batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Prompted, Targets]:
-    """Inputs and targets of a batch of :func:`collate`, on the device."""
+    """Inputs and targets of a batch of :func:`collate`, on the device.
+
+    A batch is asked if any of its samples is. The targets are of the images, then of the exemplars of remote clicks, as
+    the network answers them in training.
+    """
     inputs = Prompted(
         *(batch[key].to(device, non_blocking=non_blocking) for key in ("image", "click", "exemplar", "remote"))
     )
+    if not batch["asked"].any():
+        inputs = inputs._replace(click=None)
+    away = batch["remote"].nonzero()[:, 0]
+    rows = away.tolist()
+    instances = torch.cat([batch["instances"], batch["exemplar_instances"][away]])[:, 0]
     targets = wanted_instances(
-        batch["instances"][:, 0].to(device, non_blocking=non_blocking),
-        [_plain(k) for k in batch["kinds"]],
-        batch["kind"].tolist(),
-        batch["clicked"].tolist(),
+        instances.to(device, non_blocking=non_blocking),
+        [_plain(k) for k in [*batch["kinds"], *(batch["exemplar_kinds"][row] for row in rows)]],
+        torch.cat([batch["kind"], batch["kind"][away]]).tolist(),
+        torch.cat([batch["clicked"], batch["exemplar_clicked"][away]]).tolist(),
     )
     return inputs, targets
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.data.utils import dense_patch_slices
+from monai.data.utils import compute_importance_map, dense_patch_slices
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -23,7 +23,7 @@ class Encodings:
 
     Parameters
     ----------
-    network : module with ``encode(image (1, 1, x, y, z))``
+    network : module with ``encode(image (1, 1, x, y, z))`` and ``voxels(encoding)``
     image : Tensor of shape (1, X, Y, Z)
         In [0, 1], where 0 is air or fat. Smaller than a window it is padded with 0 at its far ends.
     window : (x, y, z)
@@ -63,6 +63,7 @@ class Encodings:
         self.occupied = tuple(k for k, share in enumerate(shares) if share > 0 and share >= min_tissue)
         self.limit, self.kept_bytes = limit, 0
         self._kept: dict[int, Any] = {}
+        self._voxels: Tensor | None = None
 
     def view(self, k: int) -> Tensor:
         """Window `k` of the image, (1, x, y, z)."""
@@ -74,6 +75,29 @@ class Encodings:
         offset = np.abs(np.asarray(click) + 0.5 - (self.starts + np.asarray(self.window) / 2)) / self.window  # (W, 3)
         # Where a window's centre is out of reach, at the scan's end, the other axes decide.
         return int(np.lexsort((offset.sum(axis=1), offset.max(axis=1)))[0])
+
+    def voxels(self) -> Tensor | None:
+        """What the network says of all voxels, (C, X, Y, Z) on the host; None if it says nothing.
+
+        The mean over the windows that show a voxel, which counts for more the closer it is to their middle; 0 where
+        there is no tissue.
+        """
+        if self._voxels is None and self.occupied:
+            weight = compute_importance_map(self.window, mode="gaussian").cpu()
+            total = torch.zeros(self.image.shape[1:])
+            for k in self.occupied:
+                said = self.network.voxels(self[k])
+                if said is None:
+                    return None
+                if self._voxels is None:
+                    self._voxels = torch.zeros(said.shape[1], *total.shape)
+                x, y, z = (slice(int(a), int(a) + n) for a, n in zip(self.starts[k], self.window, strict=True))
+                self._voxels[:, x, y, z] += said[0].cpu() * weight
+                total[x, y, z] += weight
+            assert self._voxels is not None
+            self._voxels /= total.clamp(min=1e-6)
+            self._voxels = self._voxels[:, : self.shape[0], : self.shape[1], : self.shape[2]]
+        return self._voxels
 
     def __getitem__(self, k: int) -> Any:
         if k in self._kept:

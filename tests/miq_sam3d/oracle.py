@@ -43,6 +43,9 @@ class Oracle(nn.Module):
     def prompt(self, encoding: Seen, click: Tensor) -> Prompt:
         return Prompt(encoding.image[0, 0][self._voxel(encoding, click)].reshape(1, 1))
 
+    def voxels(self, encoding: Seen) -> None:
+        return None
+
     def likeness(self, encoding: Seen, prompt: Prompt) -> Tensor:
         return torch.ones(1)
 

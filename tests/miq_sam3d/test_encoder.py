@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from monai.networks.nets import UNet
 
 from organdetr_monai.miq_sam3d.encoder import DualEncoder, GatedAttention, PatchTransformer
-from organdetr_monai.networks import FPNBackbone
 from tests.miq_sam3d.toys import CHANNELS, SHAPE, small_miq
 
 
@@ -14,7 +14,7 @@ def test_gate_starts_as_none_bit_for_bit():
     image = torch.rand(2, 1, *SHAPE)
     with torch.no_grad():
         ours, theirs = gated(image), plain(image)
-        assert torch.equal(ours.fine, theirs.fine)
+        assert torch.equal(ours.voxels, theirs.voxels) and torch.equal(ours.fine, theirs.fine)
         assert all(torch.equal(a, b) for a, b in zip(ours.pyramid, theirs.pyramid, strict=True))
         for block in gated.transformer.blocks:
             block.attention.gamma.fill_(1.0)
@@ -47,18 +47,27 @@ def test_salient_places_are_looked_at():
 
 @pytest.mark.parametrize("shape", [(40, 32, 24), (33, 20, 47)])
 def test_maps_of_any_size(shape):
-    fine, pyramid = small_miq().encoder(torch.rand(1, 1, *shape))
-    assert tuple(fine.shape[2:]) == tuple(-(-n // 2) for n in shape)
-    assert [tuple(m.shape[2:]) for m in pyramid] == [tuple(-(-n // s) for n in shape) for s in (4, 8, 16)]
+    voxels, fine, pyramid = small_miq().encoder(torch.rand(1, 1, *shape))
+    for m, stride, channels in zip((voxels, fine, *pyramid), (1, 2, 4, 8), (8, 8, 16, 32), strict=True):
+        assert tuple(m.shape[1:]) == (channels, *(-(-n // stride) for n in shape))
 
 
-def test_takes_the_weights_of_an_organ_detector():
-    trained = FPNBackbone(1, CHANNELS, 24, (2, 3, 4))
-    assert small_miq().encoder.backbone.load_state_dict(trained.state_dict())
+def test_without_the_transformer_it_is_monais_unet():
+    encoder = small_miq().encoder.eval()
+    torch.nn.init.zeros_(encoder.join.weight)
+    torch.nn.init.zeros_(encoder.join.bias)
+    unet = UNet(3, 1, CHANNELS[0], channels=CHANNELS, strides=(2, 2, 2), num_res_units=1, norm="INSTANCE").eval()
+    ours = [encoder.down[0], encoder.down[1], encoder.down[2], encoder.down[3]]
+    ours += [part for pair in zip(encoder.widen, encoder.mix, strict=True) for part in pair]
+    weights = [w for part in ours for w in part.state_dict().values()]
+    unet.load_state_dict(dict(zip(unet.state_dict(), weights, strict=True)))
+    image = torch.rand(1, 1, *SHAPE)
+    with torch.no_grad():
+        assert torch.allclose(encoder(image).voxels, unet(image), atol=1e-5)
 
 
-@pytest.mark.parametrize(("levels", "patch", "said"), [((2, 3), 16, "strides"), ((1, 2, 3), 8, "level 2")])
-def test_refuses_branches_that_do_not_meet(levels, patch, said):
-    backbone = FPNBackbone(1, CHANNELS, 24, levels)
+@pytest.mark.parametrize(("options", "said"), [({"patch": 16}, "stride"), ({"channels": (8, 16, 24)}, "four numbers")])
+def test_refuses_branches_that_do_not_meet(options, said):
+    transformer = PatchTransformer(1, 24, patch=options.pop("patch", 8), heads=3)
     with pytest.raises(ValueError, match=said):
-        DualEncoder(backbone, PatchTransformer(1, 24, patch=patch, heads=3), channels=CHANNELS, dim=24)
+        DualEncoder(transformer, **options)

@@ -12,7 +12,6 @@ from organdetr_monai import LesionFinder as exported
 from organdetr_monai.errors import InputError
 from organdetr_monai.geometry import voxel_to_lps
 from organdetr_monai.miq_sam3d.finder import LesionFinder
-from organdetr_monai.miq_sam3d.queries import ALIKE
 from tests.affines import SIGNED_PERMUTATIONS, reorient, rotation
 from tests.data.scan_files import write
 from tests.miq_sam3d.click_bundle import KINDS, LESIONS, make_click_bundle, make_finder, scan
@@ -143,6 +142,7 @@ def test_wherever_a_lesion_is_clicked_its_middle_is_the_exemplar(finder, volume,
         return prompt(encoding, click)
 
     monkeypatch.setattr(finder.network, "prompt", noted)
+    monkeypatch.setattr(finder.inferer, "centring", 2)
     start, stop, _ = clicked
     for corner in product(*((a, b - 1) for a, b in zip(start, stop, strict=True))):
         assert session.click([corner], space="voxel").labels[corner] == 1
@@ -153,7 +153,9 @@ def test_wherever_a_lesion_is_clicked_its_middle_is_the_exemplar(finder, volume,
 def test_windows_without_anything_alike_are_not_decoded(finder, volume, monkeypatch):
     session = finder.open((volume, STRAIGHT))
     monkeypatch.setattr(finder.network, "retrieved", 0)
-    monkeypatch.setattr(finder.network, "likeness", lambda encoding, prompt: torch.full((1,), ALIKE - 0.01))
+    monkeypatch.setattr(
+        finder.network, "likeness", lambda encoding, prompt: torch.full((1,), finder.inferer.alike - 0.01)
+    )
     (lesion,) = session.click([middle(CYSTS[0])], space="voxel").lesions
     assert lesion.clicked and finder.network.retrieved <= 1 + finder.inferer.centring
 

@@ -31,6 +31,14 @@ def test_ids_are_disjoint_and_by_score():
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
 
 
+def test_detail_makes_masks_as_sharp_as_the_voxels():
+    output = answer([LEFT], [0.9])
+    output["detail"] = torch.zeros(1, *SIZE)
+    output["detail"][0, 2, 2, 2], output["detail"][0, 12, 2, 2] = -40.0, 40.0
+    (found,) = disjoint(output, SIZE)
+    assert found.labels[2, 2, 2] == 0 and found.labels[1, 2, 2] == found.labels[12, 2, 2] == 1
+
+
 def test_clicked_query_is_first_where_there_is_one():
     output = answer([LEFT, RIGHT], [0.6, 0.9])
     (found,) = disjoint(output, SIZE, local=[True])

@@ -14,7 +14,7 @@ from organdetr_monai.miq_sam3d.matching import InstanceMatcher
 from organdetr_monai.miq_sam3d.training import collate, prepare_batch
 from tests.miq_sam3d.toys import BALL, CUBE, SHAPE, draw, normalised, sample, scatter, small_miq
 
-STEPS, BATCH, RATE = 480, 4, 5e-3
+STEPS, BATCH, RATE = 400, 4, 5e-3
 VOLUMES = 16
 
 

@@ -11,7 +11,7 @@ from organdetr_monai.miq_sam3d.queries import Prompt
 from organdetr_monai.miq_sam3d.training import collate, prepare_batch
 from tests.miq_sam3d.toys import SHAPE, sample, small_miq
 
-ANSWER = {"masks", "objectness", "quality", "boxes"}
+ANSWER = {"masks", "objectness", "quality", "boxes", "kinds"}
 
 
 def batch(count: int = 2, seed: int = 0, **options):
@@ -25,16 +25,18 @@ def same(a: dict, b: dict, rows: slice) -> bool:
 
 def test_shapes():
     network = small_miq()
-    inputs, _ = batch()
+    inputs, targets = batch(remote=1.0)
     answer = network.eval()(*inputs)
-    assert set(answer) == ANSWER
-    assert answer["masks"].shape == (2, 8, 20, 16, 12) and answer["boxes"].shape == (2, 8, 6)
-    assert answer["objectness"].shape == answer["quality"].shape == (2, 8)
+    assert set(answer) == {*ANSWER, "detail"}
+    assert answer["masks"].shape == (2, 8, 20, 16, 12) and answer["detail"].shape == (2, *SHAPE)
+    assert answer["boxes"].shape == (2, 8, 6)
+    assert answer["objectness"].shape == answer["quality"].shape == (2, 8) and answer["kinds"].shape == (2, 8, 2)
     assert ((answer["boxes"] > 0) & (answer["boxes"] < 1)).all()
-    answer = network.train()(*inputs)
+    answer = network.train()(*inputs)  # of the exemplars, too
     assert len(answer["aux"]) == 1 and set(answer["aux"][0]) == ANSWER
-    assert answer["similarity"].shape == (2, 10, 8, 6) and answer["presence"].shape == (2, 20, 16, 12)
-    assert answer["votes"].shape == (2, 6, 10, 8, 6)
+    assert answer["masks"].shape == (4, 8, 20, 16, 12) and len(targets.labels) == 4
+    assert answer["voxels"].shape == (4, 3, *SHAPE)
+    assert answer["votes"].shape == (4, 6, 20, 16, 12) and answer["middles"].shape == (4, 20, 16, 12)
 
 
 @pytest.mark.parametrize("competition", ["self", "slot"])
@@ -99,18 +101,62 @@ def test_axes_of_a_box_are_those_of_the_array():
         assert ((peak + 0.5) / torch.tensor(mask.shape) - click[0]).abs().max() < 0.2
 
 
+def test_in_training_an_exemplar_is_answered_like_an_image_of_its_own():
+    network = small_miq().train()
+    inputs, _ = batch(remote=0.0)
+    exemplar, remote = inputs.image.flip(0), torch.tensor([True, False])
+    with torch.no_grad():
+        answer = network(inputs.image, inputs.click, exemplar, remote)
+        assert answer["masks"].shape[0] == 3
+        alone = network(exemplar[:1], inputs.click[:1])
+    assert same(answer, alone, slice(2, 3))
+
+
+def test_where_nothing_is_asked_the_voxels_learn_alone():
+    network = small_miq().train()
+    inputs, targets = batch(remote=1.0)
+    asked, unasked = network(*inputs), network(*inputs._replace(click=None))
+    assert set(unasked) == {"voxels", "votes", "middles"}
+    assert all(torch.equal(asked[key], unasked[key]) for key in unasked)
+    terms = MIQLoss(InstanceMatcher())(unasked, targets)
+    assert set(terms) == {"loss", "kinds", "votes", "middles"} and terms["loss"].requires_grad
+
+
+def test_what_clicks_ask_for_does_not_reach_the_encoder():
+    network = small_miq()
+    inputs, targets = batch(4)
+    weights = {name: 0.0 for name in ("kinds", "votes", "middles")}
+    MIQLoss(InstanceMatcher(), weights=weights)(network(*inputs), targets)["loss"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in network.encoder.parameters())
+    assert network.decoder.heads.mask[0].weight.grad.abs().sum() > 0
+
+
+def test_what_is_clicked_is_as_sharp_as_the_voxels():
+    """A lesion of one voxel that the voxels are sure of is a mask of one voxel, not of the cell around it."""
+    network = small_miq().eval()
+    kinds = torch.zeros(1, 3, *SHAPE)
+    kinds[:, 0] = 9.0
+    kinds[0, :, 20, 16, 12] = torch.tensor([0.0, 9.0, 0.0])
+    encoding = network.encode(torch.rand(1, 1, *SHAPE))._replace(kinds=kinds)
+    click = (torch.tensor([[20, 16, 12]]) + 0.5) / torch.tensor(SHAPE)
+    with torch.no_grad():
+        answer = network.retrieve(encoding, network.prompt(encoding, click), click)
+    smooth = torch.nn.functional.interpolate(answer["masks"], size=SHAPE, mode="trilinear")
+    near = (smooth[0, 0] + answer["detail"][0])[18:23, 14:19, 10:15].flatten()
+    assert int(near.argmax()) == 62 and near[62] > near[near.argsort(descending=True)[1]] + 3
+
+
 def test_more_queries_after_training_are_the_same_and_more():
     network = small_miq(num_queries=4).eval()
     encoding = network.encode(torch.rand(1, 1, *SHAPE))
-    prompt = Prompt(torch.rand(1, 24), torch.rand(1, 12))
-    generated = []
+    prompt = Prompt(torch.rand(1, 24), torch.tensor([[0.7, 0.3]]))
+    maps = [encoding.maps.fine, *encoding.maps.pyramid]
     for count in (4, 12):
-        generated.append(
-            network.generator(encoding.maps, encoding.keys, encoding.votes, prompt, None, None, count).content
-        )
         network.num_queries = count
         assert network.retrieve(encoding, prompt)["masks"].shape[1] == count
-    assert torch.allclose(generated[0], generated[1][:, :4])
+    heat = torch.rand(1, 20, 16, 12)
+    few, more = (network.generator(maps, heat, encoding.votes, prompt, None, None, n).content for n in (4, 12))
+    assert torch.allclose(few, more[:, :4])
 
 
 def test_bfloat16_gives_float32_answers():
@@ -118,7 +164,7 @@ def test_bfloat16_gives_float32_answers():
     inputs, targets = batch()
     with torch.autocast("cpu", torch.bfloat16):
         answer = network(*inputs)
-    assert all(answer[key].dtype == torch.float32 for key in (*ANSWER, "similarity", "votes"))
+    assert all(answer[key].dtype == torch.float32 for key in (*ANSWER, "voxels", "votes", "middles"))
     assert torch.isfinite(MIQLoss(InstanceMatcher())(answer, targets)["loss"])
 
 
@@ -127,10 +173,10 @@ def test_refuses_an_unknown_competition():
         CompetitiveDecoder(24, 8, competition="chess")
 
 
-def test_likeness_is_the_highest_similarity():
-    net = small_miq().train()
-    image, click = torch.rand(2, 1, 32, 32, 32), torch.rand(2, 3)
-    encoding = net.encode(image)
-    prompt = net.prompt(encoding, click)
-    similarity = net.retrieve(encoding, prompt, click)["similarity"]
-    assert torch.allclose(net.likeness(encoding, prompt), similarity.flatten(1).amax(1))
+def test_likeness_is_the_highest_probability_of_the_kind():
+    network = small_miq().eval()
+    encoding = network.encode(torch.rand(2, 1, *SHAPE))
+    prompt = Prompt(torch.rand(2, 24), torch.tensor([[1.0, 0.0], [0.25, 0.75]]))
+    p = encoding.kinds.softmax(1)
+    wanted = torch.stack([p[0, 1].max(), (p[1, 1] * 0.25 + p[1, 2] * 0.75).max()])
+    assert torch.allclose(network.likeness(encoding, prompt), wanted, atol=1e-5)

@@ -29,20 +29,22 @@ def clicked_voxel(sample) -> tuple[int, ...]:
 
 def test_contract():
     for sample in samples(60):
-        assert {"image", "exemplar", "instances", "kinds", "click", "clicked", "kind", "remote", "case"} == set(sample)
-        ids = sample["instances"]
+        assert set(sample) == {
+            *("image", "instances", "kinds", "clicked"),
+            *("exemplar", "exemplar_instances", "exemplar_kinds", "exemplar_clicked"),
+            *("click", "asked", "kind", "remote", "case"),
+        }
+        ids, their_ids = sample["instances"], sample["exemplar_instances"]
         assert sample["image"].shape == sample["exemplar"].shape == ids.shape == (1, *WINDOW)
         assert (sample["image"].dtype, ids.dtype, sample["click"].dtype) == (torch.float32, torch.int64, torch.float32)
         assert sorted(set(ids.unique().tolist()) - {0}) == list(range(1, len(sample["kinds"]) + 1))
         assert ((sample["click"] > 0) & (sample["click"] < 1)).all() and sample["case"] == "a"
-        if sample["remote"] or not sample["kind"]:
-            assert sample["clicked"] == 0
-        else:
-            voxel = clicked_voxel(sample)
-            assert ids[(0, *voxel)] == sample["clicked"]
-            assert sample["kinds"][sample["clicked"] - 1] == sample["kind"]
+        assert their_ids[(0, *clicked_voxel(sample))] == sample["exemplar_clicked"]
+        if sample["kind"]:
+            assert sample["exemplar_kinds"][sample["exemplar_clicked"] - 1] == sample["kind"]
+        assert sample["clicked"] == (0 if sample["remote"] else sample["exemplar_clicked"])
         if not sample["remote"]:
-            assert sample["image"] is sample["exemplar"]
+            assert sample["image"] is sample["exemplar"] and ids is their_ids
 
 
 def test_what_was_clicked_is_what_the_exemplar_shows():
@@ -77,6 +79,9 @@ def test_shares():
     assert np.mean([size == 1 for size in shown]) == pytest.approx(
         0.25, abs=0.12
     )  # one lesion in four, whatever its size
+    assert all(s["asked"] for s in drawn)
+    some = samples(200, RandPromptd(WINDOW, asked=0.3))
+    assert np.mean([s["asked"] for s in some]) == pytest.approx(0.3, abs=0.1)
     assert not any(s["remote"] for s in samples(30, RandPromptd(WINDOW, remote=0)))
     assert all(s["kind"] for s in samples(30, RandPromptd(WINDOW, background=0)))
     absent = [not (s["kinds"] == s["kind"]).any() for s in drawn if s["remote"] and s["kind"]]
@@ -141,7 +146,9 @@ def test_relabel():
     assert (full == 1).all() and shown.tolist() == [5]
 
 
-@pytest.mark.parametrize("options", [{"remote": 1.5}, {"background": -0.1}, {"mirror": 2}, {"places": {"top": 1}}])
+@pytest.mark.parametrize(
+    "options", [{"remote": 1.5}, {"background": -0.1}, {"mirror": 2}, {"asked": 3}, {"places": {"top": 1}}]
+)
 def test_wrong_options(options):
     with pytest.raises(InputError):
         RandPromptd(WINDOW, **options)

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from organdetr_monai.miq_sam3d.queries import (
     BoxVotes,
-    Presence,
     Prompt,
     PromptEncoder,
     QueryGenerator,
+    Votes,
+    VoxelKinds,
+    alike,
     peaks,
     sample_at,
 )
@@ -28,13 +29,20 @@ def test_samples_are_the_cells_in_array_order():
 
 
 def test_peaks_are_the_local_maxima_highest_first():
-    score = torch.zeros(2, *CELLS)
-    score[0, 1, 1, 1], score[0, 1, 1, 2], score[0, 5, 3, 4] = 0.5, 0.4, 0.9  # the second is no maximum
+    cells = (12, 9, 10)
+    score = torch.zeros(2, *cells)
+    score[0, 1, 1, 1], score[0, 1, 1, 3], score[0, 5, 3, 4] = 0.5, 0.4, 0.9  # the second is no maximum
     score[1, 6, 4, 5] = 0.3
-    found = peaks(score + 1e-3 * torch.rand(2, *CELLS), 3) * torch.tensor(CELLS) - 0.5
+    noise = 1e-3 * torch.rand(2, *cells)
+    found = peaks(score + noise, 3) * torch.tensor(cells) - 0.5
     assert found[0, 0].round().tolist() == [5, 3, 4] and found[0, 1].round().tolist() == [1, 1, 1]
-    assert found[0, 2].round().tolist() != [1, 1, 2]
+    assert found[0, 2].round().tolist() != [1, 1, 3]
     assert found[1, 0].round().tolist() == [6, 4, 5]
+    taken = torch.zeros(2, *cells, dtype=torch.bool)
+    taken[0, 4:7, 2:5, 3:6] = True
+    rest = peaks(score + noise, 3, taken=taken) * torch.tensor(cells) - 0.5
+    assert rest[0, 0].round().tolist() == [1, 1, 1] and rest[1, 0].round().tolist() == [6, 4, 5]
+    assert [5, 3, 4] not in rest[0].round().tolist()
 
 
 def test_peaks_are_distinct_even_where_there_are_too_few():
@@ -44,51 +52,59 @@ def test_peaks_are_distinct_even_where_there_are_too_few():
         peaks(torch.zeros(1, 2, 2, 2), 9)
 
 
-def test_prompt_is_the_same_anywhere_on_a_thing():
-    """Mean shift: clicks on different cells of one blob give nearly one prompt, closer than their own samples do."""
+def kinds_of(labels: torch.Tensor, count: int = 2) -> torch.Tensor:
+    """Probabilities (1, count + 1, X, Y, Z) that are sure of labels (X, Y, Z)."""
+    return torch.nn.functional.one_hot(labels, count + 1).movedim(-1, 0)[None].float()
+
+
+def test_kinds_of_a_prompt_are_those_around_the_click():
     torch.manual_seed(0)
-    encoder = PromptEncoder(12, 6, levels=1).eval()
-    fmap = torch.rand(1, 12, 8, 8, 8) * 0.3
-    blob = torch.rand(12, 3, 3, 3) * 0.5 + torch.arange(12.0)[:, None, None, None] / 6
-    fmap[0, :, 2:5, 3:6, 2:5] = blob
-    keys = F.normalize(fmap[:, :6], dim=1)
-    clicks = [torch.tensor([[x, 0.56, 0.44]]) for x in (0.32, 0.56)]
+    encoder = PromptEncoder((4,), num_kinds=2, dim=12).eval()
+    labels = torch.zeros(12, 10, 8, dtype=torch.int64)
+    labels[1:4, 5:8, 2:5], labels[8:11, 5:8, 2:5] = 1, 2
+    fmap, kinds = torch.rand(1, 4, 6, 5, 4), kinds_of(labels)
     with torch.no_grad():
-        encoder.log_sharpness.fill_(3.0)
-        means = []
-        encoder.token.register_forward_pre_hook(lambda _, args: means.append(args[0][:, :12]))
-        for click in clicks:
-            encoder([fmap], keys, click)
-    samples = [sample_at(fmap, click[:, None])[:, 0] for click in clicks]
-    assert (means[0] - means[1]).norm() < 0.5 * (samples[0] - samples[1]).norm()
+        for index, kind in (((2, 6, 3), 0), ((3, 7, 4), 0), ((9, 6, 3), 1), ((7, 6, 3), 1)):  # the last beside it
+            click = (torch.tensor([index]) + 0.5) / torch.tensor(labels.shape)
+            prompt = encoder([fmap], kinds, click)
+            assert float(prompt.kinds[0, kind]) > 0.85 and float(prompt.kinds.sum()) == pytest.approx(1)
+        nothing = encoder([fmap], kinds_of(torch.zeros_like(labels)), click)
+    assert torch.allclose(nothing.kinds, torch.tensor([[0.5, 0.5]]))
+
+
+def test_alike_is_what_place_and_prompt_share():
+    kinds = kinds_of(torch.tensor([[[0, 1, 2]]]))
+    prompt = Prompt(torch.zeros(1, 12), torch.tensor([[0.8, 0.2]]))
+    assert torch.allclose(alike(kinds, prompt)[0, 0, 0], torch.tensor([0.0, 0.8, 0.2]))
 
 
 def test_first_query_is_at_the_click_only_where_it_is_local():
-    generator = QueryGenerator(12, levels=1)
-    keys = F.normalize(torch.rand(2, 6, *CELLS), dim=1)
-    fmap, votes = torch.rand(2, 12, *CELLS), BoxVotes(12)(torch.rand(2, 12, *CELLS))
-    prompt = Prompt(torch.rand(2, 12), torch.rand(2, 6))
+    generator = QueryGenerator((12,), dim=12)
+    fmap = torch.rand(2, 12, *CELLS)
+    boxes, middle = BoxVotes((12,))([torch.rand(2, 12, *CELLS)])
+    votes = Votes(boxes, middle + torch.rand(2, *CELLS))
+    near, prompt = torch.rand(2, *CELLS), Prompt(torch.rand(2, 12), torch.rand(2, 2))
     click = torch.tensor([[0.9, 0.1, 0.5]]).expand(2, -1)
-    queries = generator([fmap], keys, votes, prompt, click, torch.tensor([True, False]), 4)
-    at = sample_at(votes, click[:, None])[:, 0]
+    queries = generator([fmap], near, votes, prompt, click, torch.tensor([True, False]), 4)
+    at = sample_at(boxes, click[:, None])[:, 0]
     assert torch.allclose(queries.boxes[0, 0], at[0]) and not torch.allclose(queries.boxes[1, 0], at[1], atol=1e-3)
-    best = sample_at(votes, peaks(queries.similarity, 4))
+    best = sample_at(boxes, peaks((near * votes.middle.sigmoid()).sqrt(), 4))
     assert torch.allclose(queries.boxes[0, 1:], best[0, :3], atol=1e-5)
     assert torch.allclose(queries.boxes[1], best[1], atol=1e-5)
-    assert torch.allclose(generator([fmap], keys, votes, prompt, None, None, 4).boxes, best, atol=1e-5)
+    assert torch.allclose(generator([fmap], near, votes, prompt, None, None, 4).boxes, best, atol=1e-5)
 
 
-def test_few_places_belong_to_a_lesion_at_the_start():
-    torch.manual_seed(0)
-    presence = Presence(8)(torch.rand(2, 8, *CELLS))
-    assert presence.shape == (2, *CELLS)
-    assert float(presence.detach().sigmoid().mean()) == pytest.approx(0.1, abs=0.03)
+def test_kinds_are_numbered_from_background():
+    assert VoxelKinds(8, num_kinds=3)(torch.rand(2, 8, *CELLS)).shape == (2, 4, *CELLS)
+    with pytest.raises(ValueError, match="num_kinds"):
+        VoxelKinds(8, num_kinds=0)
 
 
 def test_votes_start_at_their_own_cell_with_a_typical_size():
-    boxes = BoxVotes(24, stride=4, typical=8.0)(torch.rand(1, 24, 10, 8, 6))
+    boxes, middle = BoxVotes((24, 3), stride=4)([torch.rand(1, 24, 10, 8, 6), torch.rand(1, 3, 5, 4, 3)])
     voxels = boxes[0, :, 9, 0, 3] * torch.tensor([*SHAPE, *SHAPE])
     assert torch.allclose(voxels, torch.tensor([38.0, 2, 14, 8, 8, 8]), atol=0.3)
+    assert float(middle.sigmoid().mean()) == pytest.approx(0.01, rel=0.1), "few cells are a middle"
 
 
 def test_clicks_are_normalised_by_voxel_centres():

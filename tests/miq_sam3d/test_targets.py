@@ -43,6 +43,12 @@ def test_boxes_are_those_of_the_mask():
     assert boxes_of(torch.zeros(4, 4, 4, dtype=torch.int64), 0).shape == (0, 6)
 
 
+def test_every_voxel_has_the_kind_of_its_instance():
+    ids, targets = wanted(BALL, 2)
+    kinds = np.array([0, *(kind for kind, _, _ in THINGS)])
+    assert np.array_equal(targets.voxel_kinds[0].numpy(), kinds[ids])
+
+
 def test_shares_add_up_to_the_volume():
     ids, targets = wanted(BALL, 2)
     shares = targets.shares((20, 16, 12))
@@ -54,6 +60,9 @@ def test_batch_has_room_for_the_richest_image():
     samples = [sample(rng) for _ in range(4)]
     inputs, targets = prepare_batch(collate(samples))
     assert inputs.image.shape == inputs.exemplar.shape == (4, 1, *SHAPE) and inputs.remote.dtype == torch.bool
-    assert targets.counts == [int((s["kinds"] == s["kind"]).sum()) if s["kind"] else 0 for s in samples]
-    assert targets.boxes.shape == (4, max(targets.counts), 6)
+    windows = [(s["kinds"], s["kind"]) for s in samples]
+    windows += [(s["exemplar_kinds"], s["kind"]) for s in samples if s["remote"]]  # answered in training, too
+    assert len(windows) > 4
+    assert targets.counts == [int((kinds == kind).sum()) if kind else 0 for kinds, kind in windows]
+    assert targets.boxes.shape == (len(windows), max(targets.counts), 6)
     assert targets.valid.sum(1).tolist() == targets.counts

@@ -11,34 +11,26 @@ import torch
 from organdetr_monai.miq_sam3d.decoder import CompetitiveDecoder
 from organdetr_monai.miq_sam3d.encoder import DualEncoder, PatchTransformer
 from organdetr_monai.miq_sam3d.network import MIQSAM3D
-from organdetr_monai.miq_sam3d.queries import BoxVotes, KeyProjection, Presence, PromptEncoder, QueryGenerator
-from organdetr_monai.networks import FPNBackbone
+from organdetr_monai.miq_sam3d.queries import BoxVotes, PromptEncoder, QueryGenerator, VoxelKinds
 
 SHAPE = (40, 32, 24)  # no two axes alike
 BALL, CUBE = 1, 2
 GREY = {0: 0.45, BALL: 0.8, CUBE: 0.15}
 CHANNELS = (8, 16, 24, 32)
+KINDS = 2
 
 
 def small_miq(*, gated: bool = True, competition: str = "self", num_queries: int = 8) -> MIQSAM3D:
     """A network that takes milliseconds, seeded."""
     torch.manual_seed(0)
-    dim, fine, keys = 24, 8, 12
+    dim, read = 24, (CHANNELS[0], CHANNELS[1], CHANNELS[3])
     return MIQSAM3D(
-        DualEncoder(
-            FPNBackbone(1, CHANNELS, dim, (2, 3, 4)),
-            PatchTransformer(1, dim, patch=8, layers=2, heads=3, hidden=32),
-            channels=CHANNELS,
-            dim=dim,
-            fine_channels=fine,
-            gated=gated,
-        ),
-        Presence(fine),
-        KeyProjection(dim, keys),
-        BoxVotes(dim),
-        PromptEncoder(dim, keys),
-        QueryGenerator(dim),
-        CompetitiveDecoder(dim, fine, layers=2, heads=6, points=2, hidden=48, competition=competition),
+        DualEncoder(PatchTransformer(1, dim, patch=8, layers=2, heads=3, hidden=32), channels=CHANNELS, gated=gated),
+        VoxelKinds(CHANNELS[0], num_kinds=KINDS),
+        BoxVotes(read, 16),
+        PromptEncoder(read, num_kinds=KINDS, dim=dim),
+        QueryGenerator(read, dim=dim),
+        CompetitiveDecoder(dim, CHANNELS[0], layers=2, heads=6, points=2, hidden=48, competition=competition),
         num_queries=num_queries,
     )
 
@@ -111,9 +103,13 @@ def sample(rng: np.random.Generator, *, remote: float = 0.3, background: float =
         "kinds": torch.tensor([kind for kind, _, _ in things], dtype=torch.int64),
         "click": normalised(index),
         "clicked": 0 if far else chosen,
+        "exemplar_instances": torch.from_numpy(their_ids)[None],
+        "exemplar_kinds": torch.tensor([kind for kind, _, _ in their_things], dtype=torch.int64),
+        "exemplar_clicked": chosen,
         "kind": their_things[chosen - 1][0] if chosen else 0,
         "exemplar": torch.from_numpy(exemplar)[None],
         "remote": far,
+        "asked": True,
         "case": f"toy-{seed}",
     }
 

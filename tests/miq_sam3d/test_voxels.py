@@ -1,0 +1,151 @@
+"""What the voxels of a whole volume say, next to what queries say of windows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from organdetr_monai.miq_sam3d.inference import ClickInferer
+from organdetr_monai.miq_sam3d.windows import Encodings
+from tests.miq_sam3d.oracle import TISSUE, Oracle, Seen
+
+WINDOW = (16, 16, 16)
+A, B, C = ((6, 6, 6), (12, 12, 12)), ((20, 6, 6), (26, 12, 12)), ((6, 20, 30), (12, 26, 36))
+
+
+class Sure(NamedTuple):
+    token: Tensor
+    kinds: Tensor
+
+
+class Voxels(Oracle):
+    """Whose voxels say lesion where it is brighter than tissue, with the probability ``sure``; its queries see less.
+
+    Of each lesion they see the half at low x; if they are ``blind``, nothing at all but in the click's own window.
+    """
+
+    def __init__(self, *, sure: float = 0.9, blind: bool = False) -> None:
+        super().__init__()
+        self.sure, self.blind = sure, blind
+
+    def prompt(self, encoding: Seen, click: Tensor) -> Sure:
+        return Sure(super().prompt(encoding, click).token, torch.ones(1, 1))
+
+    def voxels(self, encoding: Seen) -> Tensor:
+        p = self.sure * (encoding.image[:, 0] > TISSUE + 0.1).float()
+        return torch.stack([1 - p, p], 1)
+
+    def retrieve(self, encoding, prompt, click=None, *, local=None):
+        output = super().retrieve(encoding, prompt, click, local=local)
+        for mask in output["masks"][0]:
+            places = (mask > 0).nonzero()
+            if len(places):
+                mask[int(places[:, 0].min()) + 3 :] = -20.0
+        if self.blind and click is None:
+            output["objectness"].fill_(-20.0)
+        return output
+
+
+def image_of(*lesions, value: float = 0.8) -> torch.Tensor:
+    image = torch.full((1, 40, 40, 40), TISSUE)
+    for (x, y, z), (p, q, r) in lesions:
+        image[0, x:p, y:q, z:r] = value
+    return image
+
+
+def answer(network, image, click=(7, 8, 8), **options):
+    return ClickInferer(WINDOW, centring=0, **options).answer(image, np.array([click]), network)
+
+
+def box(mask) -> tuple:
+    places = np.argwhere(mask)
+    return tuple(places.min(0).tolist()), tuple((places.max(0) + 1).tolist())
+
+
+def test_half_a_lesion_becomes_a_whole_one():
+    found = answer(Voxels(), image_of(A, B, C))
+    assert len(found.scores) == 3 and {box(found.labels == k) for k in (1, 2, 3)} == {A, B, C}
+    assert box(found.labels == 1) == A and all(score > 0.9 for score in found.scores), "scores are the queries'"
+
+
+def test_what_no_query_finds_is_found_if_the_voxels_are_sure():
+    image = image_of(A, C)
+    assert {box(answer(Voxels(blind=True), image).labels == k) for k in (1, 2)} == {A, C}
+    assert answer(Voxels(blind=True, sure=0.6), image).labels.max() == 1
+    assert answer(Voxels(blind=True, sure=0.6), image, alone=0.5).labels.max() == 2
+    speck = image_of(A, ((30, 30, 30), (32, 32, 32)))
+    assert answer(Voxels(blind=True), speck).labels.max() == 1
+    assert answer(Voxels(blind=True), speck, min_voxels=8).labels.max() == 2
+
+
+def test_a_faint_lesion_is_found_where_it_is_clicked():
+    image = image_of(A)
+    assert box(answer(Voxels(sure=0.3), image).labels == 1) == A
+    # Where the voxels say nothing, the clicked lesion is what the query sees.
+    assert box(answer(Voxels(sure=0.01), image).labels == 1) == (A[0], (9, 12, 12))
+
+
+class Silent(Voxels):
+    """Whose queries see nothing."""
+
+    def retrieve(self, encoding, prompt, click=None, *, local=None):
+        output = super().retrieve(encoding, prompt, click, local=local)
+        output["objectness"].fill_(-20.0)
+        return output
+
+
+def test_a_click_on_what_neither_voxels_nor_queries_see_finds_nothing():
+    assert answer(Silent(sure=0.3), image_of(A)).labels.max() == 0
+    assert answer(Voxels(), image_of(A), click=(30, 30, 30)).labels.max() == 0
+    assert box(answer(Silent(sure=0.6), image_of(A)).labels == 1) == A, "the voxels alone are enough if they are sure"
+
+
+def test_what_queries_tell_apart_stays_apart():
+    touching = ((12, 6, 6), (18, 12, 12))
+    image = image_of(A)
+    image[0, 12:18, 6:12, 6:12] = 0.6  # the oracle's queries see another blob, the voxels see one lesion
+
+    class Both(Voxels):
+        def retrieve(self, encoding, prompt, click=None, *, local=None):
+            output = super().retrieve(encoding, prompt, click, local=local)
+            other = super().retrieve(encoding, prompt._replace(token=torch.tensor([[0.6]])), None)
+            for key in ("masks", "objectness"):
+                output[key][0, 6] = other[key][0, 0]
+            return output
+
+    found = answer(Both(), image)
+    own, other = (found.labels[7, 8, 8], found.labels[13, 8, 8])
+    assert own == 1 and other == 2 and found.labels.max() == 2
+    assert (found.labels[image[0].numpy() > TISSUE + 0.1] > 0).all(), "no voxel of either is lost"
+    assert box(found.labels == other)[0] == touching[0]
+
+
+@pytest.mark.parametrize("shape", [(40, 40, 40), (12, 40, 17)])
+def test_voxels_of_the_volume_are_those_of_its_windows(shape):
+    image = torch.rand(1, *shape)
+    network = Voxels(sure=1.0)
+    said = Encodings(network, image, WINDOW, overlap=0.375).voxels()
+    wanted = (image[0] > TISSUE + 0.1).float()
+    assert said.shape == (2, *shape) and torch.allclose(said[1], wanted, atol=1e-5)
+    image[:, :, :16] = 0.0
+    empty = Encodings(network, image, WINDOW, overlap=0.375).voxels()
+    assert not empty[1, :, :16].any() and torch.allclose(empty[1, :, 16:], wanted[:, 16:], atol=1e-5)
+
+
+def test_windows_that_disagree_meet_halfway():
+    class Disagree(Voxels):
+        def voxels(self, encoding):
+            return torch.full((1, 2, *WINDOW), float(encoding.image[0, 0, 0, 0, 0] > 0.5))
+
+    image = torch.full((1, 26, 16, 16), 0.4)
+    image[0, 10] = 0.9  # where the second window begins
+    said = Encodings(Disagree(), image, WINDOW, overlap=0.375).voxels()[1, :, 8, 8]
+    assert said[0] == 0 and said[-1] == 1 and (said[10:16].diff() > 0).all()
+
+
+def test_a_network_may_say_nothing_of_voxels():
+    assert Encodings(Oracle(), torch.rand(1, 20, 20, 20), WINDOW, overlap=0.375).voxels() is None
