@@ -102,7 +102,7 @@ class ClickInferer(Inferer):
         window: Sequence[int],
         *,
         overlap: float = 0.375,
-        score: float = 0.5,
+        score: float = 0.8,
         clicked_score: float = 0.2,
         mask: float = 0.5,
         centring: int = 0,
