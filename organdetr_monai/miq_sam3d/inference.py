@@ -207,7 +207,7 @@ class ClickInferer(Inferer):
         said = encodings.voxels()
         if said is None:
             return query
-        lesion = 1 - said[0].numpy()
+        lesion = said[1:].sum(0).numpy()  # not 1 - said[0]: where there is no tissue nothing is said
         near = tuple(slice(max(int(v) - 1, 0), int(v) + 2) for v in click)
         peak = float(lesion[near].max())
         if peak < (self.faint if query else self.competition["mask"]):

@@ -1,4 +1,4 @@
-"""What the network learns in half a minute: bright balls and dark cubes, one click, all of its kind."""
+"""What the network learns in a minute or two: bright balls and dark cubes, one click, all of its kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOLUMES = 16
 
 @pytest.fixture(scope="module")
 def network():
-    """Trained, seeded; about 50 seconds of one core. On one thread: sums in another order lead elsewhere in the end."""
+    """Trained, seeded; one or two minutes of one core. On one thread: sums in another order lead elsewhere in the end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     network, loss, rng = small_miq(), MIQLoss(InstanceMatcher()), np.random.default_rng(0)

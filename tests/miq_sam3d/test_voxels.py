@@ -104,6 +104,13 @@ def test_a_click_on_what_neither_voxels_nor_queries_see_finds_nothing():
     assert box(answer(Silent(sure=0.6), image_of(A)).labels == 1) == A, "the voxels alone are enough if they are sure"
 
 
+def test_where_there_is_no_tissue_there_is_no_lesion():
+    image = image_of(A)
+    image[:, 18:] = 0.0
+    assert answer(Voxels(), image, click=(38, 38, 38)).labels.max() == 0
+    assert box(answer(Voxels(), image).labels == 1) == A
+
+
 def test_what_queries_tell_apart_stays_apart():
     touching = ((12, 6, 6), (18, 12, 12))
     image = image_of(A)
