@@ -20,7 +20,7 @@ VOLUMES = 16
 
 @pytest.fixture(scope="module")
 def network():
-    """Trained, seeded; one or two minutes of one core. On one thread: sums in another order lead elsewhere in the end."""
+    """Trained, seeded; a minute or two of one core. On one thread: sums in another order lead elsewhere in the end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     network, loss, rng = small_miq(), MIQLoss(InstanceMatcher()), np.random.default_rng(0)
