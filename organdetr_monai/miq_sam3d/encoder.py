@@ -122,8 +122,7 @@ class DualEncoder(nn.Module):
     its surroundings, which is where boundaries are.
 
     The U-Net is built and works as ``monai.networks.nets.UNet`` does with ``num_res_units=1``, but shows the maps
-    inside. Organ-DETR's trunk is not: it learns lesions of a few voxels several times later, having no path at full
-    resolution.
+    inside.
 
     Parameters
     ----------

@@ -82,7 +82,7 @@ class ClickInferer(Inferer):
         Least mean probability of a connected component of the prompt's kind that no query has found.
     flood : float
         The clicked lesion goes as far as voxels reach this share of the probability, of a lesion of any kind, that they
-        have at the click; and no less than from `mask` up.
+        have at the click, or `mask`, whichever is lower.
     faint : float
         If no voxel at the click reaches this probability, the clicked lesion is the query's alone.
     min_voxels : int
@@ -183,8 +183,10 @@ class ClickInferer(Inferer):
             if not (pieces and pieces[0].clicked):
                 break
             middle = _middle(pieces[0])
+            if (middle == place).all():
+                break
             moved = self._at(encodings, middle)
-            if (middle == place).all() or not (moved[2] and moved[2][0].clicked):
+            if not (moved[2] and moved[2][0].clicked):
                 break
             place, (home, prompt, pieces) = middle, moved
         own, network = self._own(encodings, click, pieces, home), encodings.network
