@@ -44,9 +44,15 @@ from organdetr_monai.training import fast_precision, parameter_groups
 
 WINDOW = (64, 64, 64)
 WARM_UP = 0.05  # of the budget
-ASKED = 0.5  # of the clicks in training are answered: what the config has, too; the baselines do not look at it
 BACKGROUND_CLICKS = 3  # in each test case
 KITS = ROOT.parent / "shared" / "data" / "kits23"
+
+
+def configured() -> ConfigParser:
+    """The training config of MIQ-SAM3D."""
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs/miq_sam3d/train.json"))
+    return parser
 
 
 class PromptedInstances(nn.Module):
@@ -54,8 +60,7 @@ class PromptedInstances(nn.Module):
 
     def __init__(self, kinds: int) -> None:
         super().__init__()
-        parser = ConfigParser()
-        parser.read_config(str(ROOT / "configs/miq_sam3d/train.json"))
+        parser = configured()
         parser["num_kinds"] = kinds
         self.network = parser.get_parsed_content("network_def")
         self.cost, self.inferer = MIQLoss(InstanceMatcher()), ClickInferer(WINDOW)
@@ -237,6 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     test = prepared(items["test"][: options.test], options.folder / f"test_{options.test}.pt")
     results = {}
     methods = contenders(len(kind_names(datalist)))
+    asked = configured()["train#random_transforms#0#asked"]  # the baselines do not look at it
     unknown = set(options.methods) - set(methods)
     if unknown:
         raise InputError(f"There is no method {sorted(unknown)}.", f"Choose among {list(methods)}.")
@@ -246,7 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (folder / f"result_{len(test)}.json").exists():
             results[name] = read(folder / f"result_{len(test)}.json")
             continue
-        sampling = [RandPromptd(WINDOW, remote=contender.remote, asked=ASKED), RandIntensityd(["image", "exemplar"])]
+        prompts = RandPromptd(WINDOW, remote=contender.remote, asked=asked)
+        sampling = [prompts, RandIntensityd(["image", "exemplar"])]
         data = SampleDataset(train, Compose(sampling), cache_rate=0.0)
         training = Training(folder, contender, options.learning_rate)
         print(f"{name}: {training.seconds / 60:.1f} of {options.minutes:g} CPU minutes", file=sys.stderr)

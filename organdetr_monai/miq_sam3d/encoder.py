@@ -17,6 +17,7 @@ from organdetr_monai.networks.pointwise import PointwiseConv3d
 from organdetr_monai.networks.position import grid_encoding
 
 EPS = 1e-4  # of the saliency's logarithm: a place without any loses at most 9 gamma
+ACTIVATION = ("LEAKYRELU", {"negative_slope": 0.01})  # MONAI's PReLU takes three times as long for its gradient on CPUs
 
 
 class GatedAttention(Attention):
@@ -122,7 +123,7 @@ class DualEncoder(nn.Module):
     its surroundings, which is where boundaries are.
 
     The U-Net is built and works as ``monai.networks.nets.UNet`` does with ``num_res_units=1``, but shows the maps
-    inside.
+    inside. It is kept channels last, which on CPUs saves oneDNN from copying.
 
     Parameters
     ----------
@@ -150,11 +151,12 @@ class DualEncoder(nn.Module):
         inputs = [channels[2] + channels[3], 2 * channels[1], 2 * channels[0]]
         outputs = [channels[1], channels[0], channels[0]]
         self.widen = nn.ModuleList(
-            Convolution(3, a, b, strides=2, kernel_size=3, is_transposed=True, norm="INSTANCE")
+            Convolution(3, a, b, strides=2, kernel_size=3, is_transposed=True, norm="INSTANCE", act=ACTIVATION)
             for a, b in zip(inputs, outputs, strict=True)
         )
         # The last one ends without a norm: normalised features cannot say that most of a window is background.
         self.mix = nn.ModuleList(_unit(b, b, bare=k == 2) for k, b in enumerate(outputs))
+        self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, image: Tensor) -> Maps:
         """Image (B, 1, X, Y, Z), intensities in [0, 1], to its maps."""
@@ -180,4 +182,6 @@ class DualEncoder(nn.Module):
 
 def _unit(in_channels: int, out_channels: int, *, stride: int = 1, bare: bool = False) -> nn.Module:
     """MONAI's residual unit of one convolution; ``bare``: without norm and activation."""
-    return ResidualUnit(3, in_channels, out_channels, strides=stride, subunits=1, norm="INSTANCE", last_conv_only=bare)
+    return ResidualUnit(
+        3, in_channels, out_channels, strides=stride, subunits=1, norm="INSTANCE", act=ACTIVATION, last_conv_only=bare
+    )

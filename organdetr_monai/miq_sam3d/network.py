@@ -42,7 +42,7 @@ class MIQSAM3D(nn.Module):
     votes : BoxVotes
     prompt_encoder : PromptEncoder
     generator : QueryGenerator
-        All three read the fine map and the pyramid.
+        Reads the fine map and the pyramid, as `votes` does.
     decoder : CompetitiveDecoder
         Of two levels.
     num_queries : int
@@ -74,15 +74,11 @@ class MIQSAM3D(nn.Module):
 
     def prompt(self, encoding: Encoding, click: Tensor) -> Prompt:
         """What lies under one click for each image, (B, 3) normalised to [0, 1] of the window."""
-        return self.prompt_encoder(_read(encoding.maps), _shares(encoding), click)
+        return self.prompt_encoder(_shares(encoding), click)
 
     def voxels(self, encoding: Encoding) -> Tensor:
         """Probabilities of the kinds of all voxels of a window, (B, C + 1, X, Y, Z), background first."""
         return _shares(encoding)
-
-    def likeness(self, encoding: Encoding, prompt: Prompt) -> Tensor:
-        """Highest probability in a window of being of a prompt's kind, (B,)."""
-        return alike(_shares(encoding), prompt).flatten(1).amax(1)
 
     def retrieve(
         self, encoding: Encoding, prompt: Prompt, click: Tensor | None = None, *, local: Tensor | None = None

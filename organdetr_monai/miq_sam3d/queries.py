@@ -14,6 +14,7 @@ from organdetr_monai.networks.attention import MLP
 from organdetr_monai.networks.pointwise import PointwiseConv3d
 
 EPS = 1e-4  # of probabilities, before they are divided
+SEEN = 0.2  # mean probability of a lesion around a click from which on there is one
 
 
 class Prompt(NamedTuple):
@@ -144,7 +145,7 @@ class BoxVotes(nn.Module):
         """Maps (B, channels[k], …) to what the cells of the first of them say, float32."""
         shape, device = maps[0].shape[2:], maps[0].device
         seen = [look(m) for look, m in zip(self.look, maps, strict=True)]
-        seen[1:] = [F.interpolate(m, size=shape, mode="trilinear") for m in seen[1:]]
+        seen[1:] = [F.interpolate(m, size=shape) for m in seen[1:]]
         unit = self.typical / (self.stride * torch.tensor(shape, device=device)).view(3, 1, 1, 1)
         shift, size, middle = self.say(F.gelu(torch.stack(seen).sum(0))).float().split([3, 3, 1], 1)
         centre = torch.stack(torch.meshgrid(cell_centres(shape, device), indexing="ij"))  # (3, X, Y, Z)
@@ -172,49 +173,47 @@ class PromptEncoder(nn.Module):
     """From what lies around a click to a :class:`Prompt`.
 
     The kinds of the prompt are those of the voxels around the click, weighed with a Gaussian: one voxel is a poor
-    sample, at a lesion's edge half of something else. The token adds what the maps show at the click. Nothing says
-    where the click was, because the lesions to be found are elsewhere.
+    sample, at a lesion's edge half of something else. A lesion is of one kind, so the likeliest is raised over the
+    others. The token says which kinds, and whether there is a lesion at all, and nothing else of the click: whoever
+    clicks elsewhere on a lesion, or on another one of its kind, asks for the same.
 
     Parameters
     ----------
-    channels : sequence of int
-        Widths of the maps that are read at the click.
     num_kinds, dim : int
         C; width of the token.
     reach : float
-        Standard deviation of the Gaussian at the start, in voxels.
+        Standard deviation of the Gaussian in voxels.
+    sharpness : float
+        Exponent of the kinds' shares.
     """
 
-    def __init__(
-        self, channels: Sequence[int] = (16, 32, 128), *, num_kinds: int = 1, dim: int = 96, reach: float = 2.0
-    ) -> None:
+    def __init__(self, *, num_kinds: int = 1, dim: int = 96, reach: float = 2.0, sharpness: float = 4.0) -> None:
         super().__init__()
-        self.log_reach = nn.Parameter(torch.tensor(reach).log())
-        self.token = MLP(sum(channels) + num_kinds + 1, dim, dim, depth=2)
+        self.reach, self.sharpness = reach, sharpness
+        self.token = MLP(num_kinds + 1, dim, dim, depth=2)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, maps: Sequence[Tensor], kinds: Tensor, click: Tensor) -> Prompt:
+    def forward(self, kinds: Tensor, click: Tensor) -> Prompt:
         """Encode one click for each image.
 
         Parameters
         ----------
-        maps : sequence of Tensor of shape (B, channels[k], …)
         kinds : Tensor of shape (B, C + 1, X, Y, Z)
             Probabilities, background first.
         click : Tensor of shape (B, 3)
             Normalised to [0, 1] of the window.
         """
-        reach = self.log_reach.exp()
         x, y, z = (
-            (-(((cells - click[:, axis, None].float()) * len(cells) / reach) ** 2) / 2).softmax(-1)
+            (-(((cells - click[:, axis, None].float()) * len(cells) / self.reach) ** 2) / 2).softmax(-1)
             for axis, cells in enumerate(cell_centres(kinds.shape[2:], click.device))
         )
-        around = (kinds * z[:, None, None, None]).sum(-1)  # (B, C + 1, X, Y), then (…, X), then (B, C + 1)
+        around = (kinds[:, 1:] * z[:, None, None, None]).sum(-1)  # (B, C, X, Y), then (…, X), then (B, C)
         around = ((around * y[:, None, None]).sum(-1) * x[:, None]).sum(-1)
-        of_kind = around[:, 1:] + EPS
-        points = [sample_at(m, click[:, None])[:, 0] for m in maps]
-        token = self.norm(self.token(torch.cat([*points, around.to(points[0].dtype)], -1)))
-        return Prompt(token.float(), of_kind / of_kind.sum(-1, keepdim=True))
+        share = (around + EPS) / (around + EPS).sum(-1, keepdim=True)
+        share = share**self.sharpness
+        share = share / share.sum(-1, keepdim=True)
+        seen = (around.sum(-1, keepdim=True) / SEEN).clamp(max=1)
+        return Prompt(self.norm(self.token(torch.cat([share * seen, seen], -1))), share)
 
 
 class Queries(NamedTuple):

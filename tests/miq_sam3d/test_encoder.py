@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from organdetr_monai.miq_sam3d.encoder import DualEncoder, GatedAttention, PatchTransformer
+from organdetr_monai.miq_sam3d.encoder import ACTIVATION, DualEncoder, GatedAttention, PatchTransformer
 from tests.miq_sam3d.toys import CHANNELS, SHAPE, small_miq
 
 
@@ -56,7 +56,8 @@ def test_without_the_transformer_it_is_monais_unet():
     encoder = small_miq().encoder.eval()
     torch.nn.init.zeros_(encoder.join.weight)
     torch.nn.init.zeros_(encoder.join.bias)
-    unet = UNet(3, 1, CHANNELS[0], channels=CHANNELS, strides=(2, 2, 2), num_res_units=1, norm="INSTANCE").eval()
+    alike = {"channels": CHANNELS, "strides": (2, 2, 2), "num_res_units": 1, "norm": "INSTANCE", "act": ACTIVATION}
+    unet = UNet(3, 1, CHANNELS[0], **alike).eval()
     ours = [encoder.down[0], encoder.down[1], encoder.down[2], encoder.down[3]]
     ours += [part for pair in zip(encoder.widen, encoder.mix, strict=True) for part in pair]
     weights = [w for part in ours for w in part.state_dict().values()]

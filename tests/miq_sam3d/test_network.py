@@ -171,12 +171,3 @@ def test_bfloat16_gives_float32_answers():
 def test_refuses_an_unknown_competition():
     with pytest.raises(ValueError, match="'self', 'slot'.*'chess'"):
         CompetitiveDecoder(24, 8, competition="chess")
-
-
-def test_likeness_is_the_highest_probability_of_the_kind():
-    network = small_miq().eval()
-    encoding = network.encode(torch.rand(2, 1, *SHAPE))
-    prompt = Prompt(torch.rand(2, 24), torch.tensor([[1.0, 0.0], [0.25, 0.75]]))
-    p = encoding.kinds.softmax(1)
-    wanted = torch.stack([p[0, 1].max(), (p[1, 1] * 0.25 + p[1, 2] * 0.75).max()])
-    assert torch.allclose(network.likeness(encoding, prompt), wanted, atol=1e-5)

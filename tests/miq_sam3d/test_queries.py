@@ -59,17 +59,30 @@ def kinds_of(labels: torch.Tensor, count: int = 2) -> torch.Tensor:
 
 def test_kinds_of_a_prompt_are_those_around_the_click():
     torch.manual_seed(0)
-    encoder = PromptEncoder((4,), num_kinds=2, dim=12).eval()
+    encoder = PromptEncoder(num_kinds=2, dim=12).eval()
     labels = torch.zeros(12, 10, 8, dtype=torch.int64)
     labels[1:4, 5:8, 2:5], labels[8:11, 5:8, 2:5] = 1, 2
-    fmap, kinds = torch.rand(1, 4, 6, 5, 4), kinds_of(labels)
+    kinds = kinds_of(labels)
     with torch.no_grad():
         for index, kind in (((2, 6, 3), 0), ((3, 7, 4), 0), ((9, 6, 3), 1), ((7, 6, 3), 1)):  # the last beside it
             click = (torch.tensor([index]) + 0.5) / torch.tensor(labels.shape)
-            prompt = encoder([fmap], kinds, click)
-            assert float(prompt.kinds[0, kind]) > 0.85 and float(prompt.kinds.sum()) == pytest.approx(1)
-        nothing = encoder([fmap], kinds_of(torch.zeros_like(labels)), click)
+            prompt = encoder(kinds, click)
+            assert float(prompt.kinds[0, kind]) > 0.99 and float(prompt.kinds.sum()) == pytest.approx(1)
+        nothing = encoder(kinds_of(torch.zeros_like(labels)), click)
     assert torch.allclose(nothing.kinds, torch.tensor([[0.5, 0.5]]))
+
+
+def test_clicks_on_lesions_of_a_kind_are_one_prompt():
+    torch.manual_seed(0)
+    encoder = PromptEncoder(num_kinds=2, dim=12).eval()
+    labels = torch.zeros(24, 10, 8, dtype=torch.int64)
+    labels[1:8, 1:8, 1:7], labels[10:16, 1:8, 1:7], labels[20:23, 5:8, 2:5] = 1, 2, 1
+    places = torch.tensor([[4, 4, 4], [2, 6, 3], [21, 6, 3], [13, 4, 4], [18, 1, 1]])
+    with torch.no_grad():
+        clicks = (places + 0.5) / torch.tensor(labels.shape)
+        tokens = encoder(kinds_of(labels).expand(len(places), -1, -1, -1, -1), clicks).token
+    distance = torch.cdist(tokens, tokens)[0]
+    assert distance[1:3].max() < 0.05 < distance[3:].min(), "another kind, or none, must be another prompt"
 
 
 def test_alike_is_what_place_and_prompt_share():

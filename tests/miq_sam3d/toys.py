@@ -28,7 +28,7 @@ def small_miq(*, gated: bool = True, competition: str = "self", num_queries: int
         DualEncoder(PatchTransformer(1, dim, patch=8, layers=2, heads=3, hidden=32), channels=CHANNELS, gated=gated),
         VoxelKinds(CHANNELS[0], num_kinds=KINDS),
         BoxVotes(read, 16),
-        PromptEncoder(read, num_kinds=KINDS, dim=dim),
+        PromptEncoder(num_kinds=KINDS, dim=dim),
         QueryGenerator(read, dim=dim),
         CompetitiveDecoder(dim, CHANNELS[0], layers=2, heads=6, points=2, hidden=48, competition=competition),
         num_queries=num_queries,
