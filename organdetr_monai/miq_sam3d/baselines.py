@@ -41,7 +41,8 @@ def small_unet(in_channels: int, out_channels: int, channels: Sequence[int] = (1
     )
     head = nn.Conv3d(channels[0], out_channels, kernel_size=1)
     # As MIQ-SAM3D's encoder: on CPUs a step takes less time so.
-    return nn.Sequential(features, head).to(memory_format=torch.channels_last_3d)
+    whole = nn.Sequential(features, head)
+    return whole.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 class SemanticBaseline(nn.Module):

@@ -156,7 +156,7 @@ class DualEncoder(nn.Module):
         )
         # The last one ends without a norm: normalised features cannot say that most of a window is background.
         self.mix = nn.ModuleList(_unit(b, b, bare=k == 2) for k, b in enumerate(outputs))
-        self.to(memory_format=torch.channels_last_3d)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def forward(self, image: Tensor) -> Maps:
         """Image (B, 1, X, Y, Z), intensities in [0, 1], to its maps."""

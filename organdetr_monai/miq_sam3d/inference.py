@@ -20,14 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Inferer
-from scipy import ndimage
 from torch import Tensor
 
 from organdetr_monai.errors import InputError
-from organdetr_monai.miq_sam3d.clicks import click_in
-from organdetr_monai.miq_sam3d.components import TOUCHING
 from organdetr_monai.miq_sam3d.instances import disjoint
 from organdetr_monai.miq_sam3d.merging import Piece, group, paint
+from organdetr_monai.miq_sam3d.voxel_lesions import clicked_lesion, components
 from organdetr_monai.miq_sam3d.windows import Encodings
 
 __all__ = ["ClickInferer", "Found"]
@@ -70,14 +68,12 @@ class ClickInferer(Inferer):
         Least objectness of the one that is clicked: who clicks has seen something there.
     mask : float
         From this probability up a voxel belongs to a query's mask.
-    centring : int
-        How often a click is moved to the middle of the lesion that it finds.
     keep : float
         A query must keep this share of its mask in competition with the others, else it is dropped.
     merge : float
         Two pieces from different windows are one lesion if they share more than this of the smaller one.
     alike : float
-        Windows in which no voxel reaches this probability of the prompt's kind are passed over.
+        Windows in which no voxel of the volume reaches this probability of the prompt's kind are passed over.
     alone : float
         Least mean probability of a connected component of the prompt's kind that no query has found.
     flood : float
@@ -105,7 +101,6 @@ class ClickInferer(Inferer):
         score: float = 0.8,
         clicked_score: float = 0.2,
         mask: float = 0.5,
-        centring: int = 0,
         keep: float = 0.5,
         merge: float = 0.3,
         alike: float = 0.3,
@@ -121,7 +116,7 @@ class ClickInferer(Inferer):
         if not merge < overlap < 1:
             raise ValueError(f"overlap must lie between merge ({merge}) and 1, got {overlap}")
         self.window = tuple(int(n) for n in window)
-        self.overlap, self.merge, self.min_tissue, self.centring = overlap, merge, min_tissue, centring
+        self.overlap, self.merge, self.min_tissue = overlap, merge, min_tissue
         self.alike, self.alone, self.min_voxels = alike, alone, min_voxels
         self.flood, self.faint = flood, faint
         self.competition = {"score": score, "clicked_score": clicked_score, "mask": mask, "keep": keep}
@@ -136,7 +131,7 @@ class ClickInferer(Inferer):
         inputs : Tensor of shape (B, 2, X, Y, Z)
             Image in [0, 1], and clicks as :class:`organdetr_monai.miq_sam3d.points.EncodeClicksd` writes them.
         network : module
-            With ``encode``, ``prompt``, ``voxels``, ``likeness`` and ``retrieve`` as
+            With ``encode``, ``prompt``, ``voxels`` and ``retrieve`` as
             :class:`organdetr_monai.miq_sam3d.network.MIQSAM3D`.
 
         Raises
@@ -178,79 +173,21 @@ class ClickInferer(Inferer):
         click : ndarray of shape (3,), int
             Voxel of the image.
         """
-        place, (home, prompt, pieces) = click, self._at(encodings, click)
-        for _ in range(self.centring):
-            if not (pieces and pieces[0].clicked):
-                break
-            middle = _middle(pieces[0])
-            if (middle == place).all():
-                break
-            moved = self._at(encodings, middle)
-            if not (moved[2] and moved[2][0].clicked):
-                break
-            place, (home, prompt, pieces) = middle, moved
-        own, network = self._own(encodings, click, pieces, home), encodings.network
+        home, prompt, pieces = self._at(encodings, click)
+        lesion, likely = _volumes(encodings, prompt)
+        least = self.competition["mask"]
+        own = next((piece for piece in pieces if piece.clicked), None)
+        if lesion is not None:
+            own = clicked_lesion(lesion, click, pieces, home, mask=least, flood=self.flood, faint=self.faint)
         if own is None:
             return []
         pieces = [own, *(piece for piece in pieces if not piece.clicked)]
         for k in encodings.occupied:
-            encoding = encodings[k] if k != home else None
-            if encoding is not None and float(network.likeness(encoding, prompt)) >= self.alike:
-                pieces += self._pieces(network.retrieve(encoding, prompt), encodings, k)
-        return pieces + self._components(encodings, prompt, pieces)
-
-    def _own(self, encodings: Encodings, click: np.ndarray, pieces: Sequence[Piece], home: int) -> Piece | None:
-        """The clicked lesion, as the voxels show it, whatever its kind; as the click's query shows it if they do not.
-
-        Who clicks has seen something there. So the voxels need not be sure: what counts is how far around the click
-        they say the same as there.
-        """
-        query = pieces[0] if pieces and pieces[0].clicked else None
-        said = encodings.voxels()
-        if said is None:
-            return query
-        lesion = said[1:].sum(0).numpy()  # not 1 - said[0]: where there is no tissue nothing is said
-        near = tuple(slice(max(int(v) - 1, 0), int(v) + 2) for v in click)
-        peak = float(lesion[near].max())
-        if peak < (self.faint if query else self.competition["mask"]):
-            return query
-        highest = np.unravel_index(int(lesion[near].argmax()), lesion[near].shape)
-        seed = tuple(side.start + int(i) for side, i in zip(near, highest, strict=True))
-        within = lesion >= min(self.competition["mask"], self.flood * peak)
-        for piece in pieces:
-            if not piece.clicked and query:  # what a query has told apart from the clicked one's is another lesion
-                within[piece.where] &= ~piece.mask
-        within[seed] = True
-        labels, _ = ndimage.label(within, structure=TOUCHING)
-        (where,) = ndimage.find_objects((labels == labels[seed]).astype(np.int8))
-        x, y, z = (int(side.start) for side in where)
-        mask = labels[where] == labels[seed]
-        score = max(query.score if query else 0.0, float(lesion[where][mask].mean()))
-        return Piece((x, y, z), mask, score, 0, home, clicked=True)
-
-    def _components(self, encodings: Encodings, prompt: Any, pieces: Sequence[Piece]) -> list[Piece]:
-        """What the voxels of the whole volume say: the connected components of the prompt's kind.
-
-        A mask of a query is smooth, and ends with its window; a component is as sharp as the voxels and ends where the
-        lesion does. Where queries have told apart what is connected, they are right: a component scores less than any
-        query's piece that it meets. One that meets none must be sure of itself.
-        """
-        said = encodings.voxels()
-        if said is None:
-            return []
-        likely = (said[1:] * prompt.kinds[0].cpu()[:, None, None, None]).sum(0).numpy()
-        labels, _ = ndimage.label(likely >= self.competition["mask"], structure=TOUCHING)
-        seen = np.zeros(labels.shape, dtype=bool)
-        for piece in pieces:
-            seen[piece.where] |= piece.mask
-        found = []
-        for number, where in enumerate(ndimage.find_objects(labels), start=1):
-            mask = labels[where] == number
-            score, met = float(likely[where][mask].mean()), bool((seen[where] & mask).any())
-            if mask.sum() >= self.min_voxels and (met or score >= self.alone):
-                x, y, z = (int(side.start) for side in where)
-                found.append(Piece((x, y, z), mask, score * (1e-3 if met else 1.0), 0, -1))
-        return found
+            if k != home and (likely is None or likely[encodings.where(k)].max() >= self.alike):
+                pieces += self._pieces(encodings.network.retrieve(encodings[k], prompt), encodings, k)
+        if likely is None:
+            return pieces
+        return pieces + components(likely, pieces, mask=least, alone=self.alone, min_voxels=self.min_voxels)
 
     def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[int, Any, list[Piece]]:
         """The window around a click (3,), the prompt, and what the window holds of its kind, the clicked one first."""
@@ -333,9 +270,14 @@ class ClickInferer(Inferer):
         return self._last[2]
 
 
-def _middle(piece: Piece) -> np.ndarray:
-    """Voxel (3,) of the volume that lies deepest in a piece."""
-    return click_in(np.pad(piece.mask, 1), "centre", np.random.default_rng(0)) - 1 + np.array(piece.start)
+def _volumes(encodings: Encodings, prompt: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What voxels say of lesions of any kind, and of the prompt's, (X, Y, Z) each; None if they say nothing."""
+    said = encodings.voxels()
+    if said is None:
+        return None, None
+    of_kinds = said[1:]  # not 1 - said[0]: where there is no tissue nothing is said
+    likely = (of_kinds * prompt.kinds[0].cpu()[:, None, None, None]).sum(0)
+    return of_kinds.sum(0).numpy(), likely.numpy()
 
 
 def without(found: Found, rejected: np.ndarray, clicks: np.ndarray) -> Found:

@@ -65,10 +65,14 @@ class Encodings:
         self._kept: dict[int, Any] = {}
         self._voxels: Tensor | None = None
 
+    def where(self, k: int) -> tuple[slice, slice, slice]:
+        """Place of window `k` in the image, or in what it is padded to."""
+        x, y, z = (slice(int(a), int(a) + n) for a, n in zip(self.starts[k], self.window, strict=True))
+        return x, y, z
+
     def view(self, k: int) -> Tensor:
         """Window `k` of the image, (1, x, y, z)."""
-        x, y, z = (slice(int(a), int(a) + n) for a, n in zip(self.starts[k], self.window, strict=True))
-        return self.image[:, x, y, z]
+        return self.image[(slice(None), *self.where(k))]
 
     def around(self, click: ArrayLike) -> int:
         """The window in which a click (3,), a voxel of the image, lies most central."""
@@ -91,9 +95,8 @@ class Encodings:
                     return None
                 if self._voxels is None:
                     self._voxels = torch.zeros(said.shape[1], *total.shape)
-                x, y, z = (slice(int(a), int(a) + n) for a, n in zip(self.starts[k], self.window, strict=True))
-                self._voxels[:, x, y, z] += said[0].cpu() * weight
-                total[x, y, z] += weight
+                self._voxels[(slice(None), *self.where(k))] += said[0].cpu() * weight
+                total[self.where(k)] += weight
             assert self._voxels is not None
             self._voxels /= total.clamp(min=1e-6)
             self._voxels = self._voxels[:, : self.shape[0], : self.shape[1], : self.shape[2]]

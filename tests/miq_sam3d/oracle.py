@@ -46,9 +46,6 @@ class Oracle(nn.Module):
     def voxels(self, encoding: Seen) -> None:
         return None
 
-    def likeness(self, encoding: Seen, prompt: Prompt) -> Tensor:
-        return torch.ones(1)
-
     def retrieve(self, encoding: Seen, prompt: Prompt, click: Tensor | None = None, *, local=None) -> dict[str, Tensor]:
         self.retrieved += 1
         image, wanted = encoding.image[0, 0].numpy(), float(prompt.token)

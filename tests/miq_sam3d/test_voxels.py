@@ -58,7 +58,7 @@ def image_of(*lesions, value: float = 0.8) -> torch.Tensor:
 
 
 def answer(network, image, click=(7, 8, 8), **options):
-    return ClickInferer(WINDOW, centring=0, **options).answer(image, np.array([click]), network)
+    return ClickInferer(WINDOW, **options).answer(image, np.array([click]), network)
 
 
 def box(mask) -> tuple:
@@ -109,6 +109,16 @@ def test_where_there_is_no_tissue_there_is_no_lesion():
     image[:, 18:] = 0.0
     assert answer(Voxels(), image, click=(38, 38, 38)).labels.max() == 0
     assert box(answer(Voxels(), image).labels == 1) == A
+
+
+def test_windows_without_anything_alike_are_not_decoded():
+    network, image = Voxels(), image_of(A)
+    assert answer(network, image).labels.max() == 1
+    windows = [start for start in Encodings(network, image, WINDOW, overlap=0.375).starts if (start < 12).all()]
+    assert network.encoded > network.retrieved == len(windows), "as many as show the lesion"
+    blank = Voxels()
+    answer(blank, image, alike=0.95)
+    assert blank.retrieved == 1, "but the click's own"
 
 
 def test_what_queries_tell_apart_stays_apart():
