@@ -25,7 +25,7 @@ from torch import Tensor
 from organdetr_monai.errors import InputError
 from organdetr_monai.miq_sam3d.instances import disjoint
 from organdetr_monai.miq_sam3d.merging import Piece, group, paint
-from organdetr_monai.miq_sam3d.voxel_lesions import clicked_lesion, components
+from organdetr_monai.miq_sam3d.voxel_lesions import CLICKED, clicked_lesion, components
 from organdetr_monai.miq_sam3d.windows import Encodings
 
 __all__ = ["ClickInferer", "Found"]
@@ -81,6 +81,8 @@ class ClickInferer(Inferer):
         have at the click, or `mask`, whichever is lower.
     faint : float
         If no voxel at the click reaches this probability, the clicked lesion is the query's alone.
+    reach : int
+        Voxels by which a click may miss a lesion that no query finds there.
     min_voxels : int
         Voxels of the least such component; 12 voxels of 2 mm are the least lesion of
         `organdetr_monai.miq_sam3d.components.MIN_VOLUME`.
@@ -107,6 +109,7 @@ class ClickInferer(Inferer):
         alone: float = 0.7,
         flood: float = 0.3,
         faint: float = 0.05,
+        reach: int = 3,
         min_voxels: int = 12,
         min_tissue: float = 0.02,
         cache_bytes: int = 2 * 1024**3,
@@ -118,7 +121,7 @@ class ClickInferer(Inferer):
         self.window = tuple(int(n) for n in window)
         self.overlap, self.merge, self.min_tissue = overlap, merge, min_tissue
         self.alike, self.alone, self.min_voxels = alike, alone, min_voxels
-        self.flood, self.faint = flood, faint
+        self.flood, self.faint, self.reach = flood, faint, reach
         self.competition = {"score": score, "clicked_score": clicked_score, "mask": mask, "keep": keep}
         self.cache_bytes, self.keep_last = cache_bytes, keep_last
         self._last: tuple[Any, bytes, Encodings] | None = None
@@ -173,31 +176,35 @@ class ClickInferer(Inferer):
         click : ndarray of shape (3,), int
             Voxel of the image.
         """
-        home, prompt, pieces = self._at(encodings, click)
-        lesion, likely = _volumes(encodings, prompt)
-        least = self.competition["mask"]
+        prompt, pieces = self._at(encodings, click)
+        said = encodings.voxels()
         own = next((piece for piece in pieces if piece.clicked), None)
-        if lesion is not None:
-            own = clicked_lesion(lesion, click, pieces, home, mask=least, flood=self.flood, faint=self.faint)
+        likely, least = None, self.competition["mask"]
+        if said is not None:
+            of_kinds = said[1:]  # not 1 - said[0]: where there is no tissue nothing is said
+            likely = (of_kinds * prompt.kinds[0].cpu()[:, None, None, None]).sum(0).numpy()
+            limits = {"mask": least, "flood": self.flood, "faint": self.faint}
+            own = clicked_lesion(of_kinds.sum(0).numpy(), likely, click, pieces, reach=self.reach, **limits)
         if own is None:
             return []
-        pieces = [own, *(piece for piece in pieces if not piece.clicked)]
+        # The click's window is looked at once more, as are all: what else is found must not depend on where it is.
+        pieces = [replace(own, window=CLICKED)]
         for k in encodings.occupied:
-            if k != home and (likely is None or likely[encodings.where(k)].max() >= self.alike):
+            if likely is None or likely[encodings.where(k)].max() >= self.alike:
                 pieces += self._pieces(encodings.network.retrieve(encodings[k], prompt), encodings, k)
         if likely is None:
             return pieces
         return pieces + components(likely, pieces, mask=least, alone=self.alone, min_voxels=self.min_voxels)
 
-    def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[int, Any, list[Piece]]:
-        """The window around a click (3,), the prompt, and what the window holds of its kind, the clicked one first."""
+    def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[Any, list[Piece]]:
+        """The prompt of a click (3,), and what the window around it holds of its kind, the clicked one first."""
         home, network = encodings.around(click), encodings.network
         inside = click - encodings.starts[home]
         place = torch.as_tensor((inside + 0.5) / self.window, dtype=torch.float32, device=encodings.image.device)[None]
         encoding = encodings[home]
         prompt = network.prompt(encoding, place)
         output = network.retrieve(encoding, prompt, place)
-        return home, prompt, self._pieces(output, encodings, home, click=inside)
+        return prompt, self._pieces(output, encodings, home, click=inside)
 
     def _pieces(
         self, output: dict[str, Tensor], encodings: Encodings, k: int, *, click: np.ndarray | None = None
@@ -268,16 +275,6 @@ class ClickInferer(Inferer):
             self._last = None  # frees the old ones first
             self._last = (network, digest, self.encodings(image, network))
         return self._last[2]
-
-
-def _volumes(encodings: Encodings, prompt: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What voxels say of lesions of any kind, and of the prompt's, (X, Y, Z) each; None if they say nothing."""
-    said = encodings.voxels()
-    if said is None:
-        return None, None
-    of_kinds = said[1:]  # not 1 - said[0]: where there is no tissue nothing is said
-    likely = (of_kinds * prompt.kinds[0].cpu()[:, None, None, None]).sum(0)
-    return of_kinds.sum(0).numpy(), likely.numpy()
 
 
 def without(found: Found, rejected: np.ndarray, clicks: np.ndarray) -> Found:

@@ -12,7 +12,7 @@ __all__ = ["Piece", "group", "paint"]
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What one query made of one window.
+    """What one query made of one window, or the voxels of the volume.
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class Piece:
     prompt : int
         Which click's prompt found it.
     window : int
-        In which window.
+        In which window; below 0: see `organdetr_monai.miq_sam3d.voxel_lesions`.
     clicked : bool
         Whether it is what that click lies on.
     """

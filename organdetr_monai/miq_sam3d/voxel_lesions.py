@@ -14,40 +14,47 @@ from scipy import ndimage
 from organdetr_monai.miq_sam3d.components import TOUCHING
 from organdetr_monai.miq_sam3d.merging import Piece
 
-__all__ = ["clicked_lesion", "components"]
+__all__ = ["CLICKED", "CONNECTED", "clicked_lesion", "components"]
+
+#: In the place of the window of a piece: what the whole volume shows of the prompt's kind, and at the click. The latter
+#: has a number of its own, because both may be of one lesion, and what bears the same number stays apart.
+CONNECTED, CLICKED = -1, -2
 
 
 def clicked_lesion(
     lesion: np.ndarray,
+    likely: np.ndarray,
     click: np.ndarray,
     pieces: Sequence[Piece],
-    window: int,
     *,
     mask: float,
     flood: float,
     faint: float,
+    reach: int,
 ) -> Piece | None:
-    """The lesion at a click, whatever its kind; the click's query is believed where voxels say nothing.
+    """The lesion at a click; the click's query is believed where voxels say nothing.
 
     Who clicks has seen something there. So the voxels need not be sure: what counts is how far around the click they
     say the same as there.
 
     Parameters
     ----------
-    lesion : ndarray of shape (X, Y, Z)
-        Probability of a lesion of any kind.
+    lesion, likely : ndarray of shape (X, Y, Z)
+        Probability of a lesion of any kind, and of the prompt's kind. What is rather of another kind is another lesion,
+        however close it lies.
     click : ndarray of shape (3,), int
     pieces : sequence of Piece
         What queries found in the click's window, first the clicked one if they found it.
-    window : int
-        That window.
     mask : float
-        Where there is no such piece, the least probability at the click.
+        Where there is no such piece, the least probability next to the click.
     flood : float
         The lesion goes as far as voxels reach this share of the probability at the click, or `mask`, whichever is
         lower.
     faint : float
         Below this probability at the click the lesion is the query's alone.
+    reach : int
+        Voxels. Where neither a query nor the voxels that touch it see anything, the click may have missed a lesion by
+        so much.
 
     Returns
     -------
@@ -55,13 +62,15 @@ def clicked_lesion(
         None: there is nothing.
     """
     query = pieces[0] if pieces and pieces[0].clicked else None
-    near = tuple(slice(max(int(v) - 1, 0), int(v) + 2) for v in click)
-    peak = float(lesion[near].max())
-    if peak < (faint if query else mask):
+    own = np.where(likely >= 0.5 * lesion, lesion, 0)
+    seed = _highest(own, click, 1)
+    if query and own[seed] < faint:
         return query
-    highest = np.unravel_index(int(lesion[near].argmax()), lesion[near].shape)
-    seed = tuple(side.start + int(i) for side, i in zip(near, highest, strict=True))
-    within = lesion >= min(mask, flood * peak)
+    if not query and own[seed] < mask:
+        seed = _highest(own, click, reach)
+        if own[seed] < mask:
+            return None
+    within = own >= min(mask, flood * float(own[seed]))
     for piece in pieces:
         if not piece.clicked and query:  # what a query has told apart from the clicked one's is another lesion
             within[piece.where] &= ~piece.mask
@@ -70,8 +79,15 @@ def clicked_lesion(
     (where,) = ndimage.find_objects((labels == labels[seed]).astype(np.int8))
     x, y, z = (int(side.start) for side in where)
     found = labels[where] == labels[seed]
-    score = max(query.score if query else 0.0, float(lesion[where][found].mean()))
-    return Piece((x, y, z), found, score, 0, window, clicked=True)
+    score = max(query.score if query else 0.0, float(own[where][found].mean()))
+    return Piece((x, y, z), found, score, 0, CLICKED, clicked=True)
+
+
+def _highest(values: np.ndarray, click: np.ndarray, reach: int) -> tuple[int, ...]:
+    """Index of the highest value not farther from a click than `reach` along each axis."""
+    near = tuple(slice(max(int(v) - reach, 0), int(v) + reach + 1) for v in click)
+    place = np.unravel_index(int(values[near].argmax()), values[near].shape)
+    return tuple(side.start + int(i) for side, i in zip(near, place, strict=True))
 
 
 def components(
@@ -103,5 +119,5 @@ def components(
         score, met = float(likely[where][own].mean()), bool((seen[where] & own).any())
         if own.sum() >= min_voxels and (met or score >= alone):
             x, y, z = (int(side.start) for side in where)
-            found.append(Piece((x, y, z), own, score * (1e-3 if met else 1.0), 0, -1))
+            found.append(Piece((x, y, z), own, score * (1e-3 if met else 1.0), 0, CONNECTED))
     return found
