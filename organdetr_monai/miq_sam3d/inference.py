@@ -106,7 +106,7 @@ class ClickInferer(Inferer):
         keep: float = 0.5,
         merge: float = 0.3,
         alike: float = 0.3,
-        alone: float = 0.7,
+        alone: float = 0.75,
         flood: float = 0.3,
         faint: float = 0.05,
         reach: int = 3,
