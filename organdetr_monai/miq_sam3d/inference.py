@@ -251,6 +251,7 @@ class ClickInferer(Inferer):
         """
         pieces = [replace(piece, prompt=p) for p, look in enumerate(looks) for piece in look]
         groups = [[pieces[i] for i in members] for members in group(pieces, share=self.merge)]
+        groups = [members for members in groups if not all(piece.completes for piece in members)]
         kind_of = _kinds(groups, len(looks))
 
         def rank(members: Sequence[Piece]) -> tuple[int, float]:

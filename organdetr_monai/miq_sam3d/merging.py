@@ -27,6 +27,8 @@ class Piece:
         In which window; below 0: see `organdetr_monai.miq_sam3d.voxel_lesions`.
     clicked : bool
         Whether it is what that click lies on.
+    completes : bool
+        Whether it only adds to other pieces of a lesion, and is none by itself.
     """
 
     start: tuple[int, int, int]
@@ -35,6 +37,7 @@ class Piece:
     prompt: int
     window: int
     clicked: bool = False
+    completes: bool = False
 
     @property
     def where(self) -> tuple[slice, slice, slice]:

@@ -119,5 +119,5 @@ def components(
         score, met = float(likely[where][own].mean()), bool((seen[where] & own).any())
         if own.sum() >= min_voxels and (met or score >= alone):
             x, y, z = (int(side.start) for side in where)
-            found.append(Piece((x, y, z), own, score * (1e-3 if met else 1.0), 0, CONNECTED))
+            found.append(Piece((x, y, z), own, score * (1e-3 if met else 1.0), 0, CONNECTED, completes=met))
     return found

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from organdetr_monai.miq_sam3d.inference import ClickInferer
+from organdetr_monai.miq_sam3d.merging import Piece
+from organdetr_monai.miq_sam3d.voxel_lesions import CONNECTED
 from organdetr_monai.miq_sam3d.windows import Encodings
 from tests.miq_sam3d.oracle import TISSUE, Oracle, Seen
 
@@ -147,6 +149,17 @@ def test_where_there_is_no_tissue_there_is_no_lesion():
     image[:, 18:] = 0.0
     assert answer(Voxels(), image, click=(38, 38, 38)).labels.max() == 0
     assert box(answer(Voxels(), image).labels == 1) == A
+
+
+def test_what_completes_other_pieces_is_no_lesion_by_itself():
+    ones = np.ones((4, 4, 4), dtype=bool)
+    lesion = Piece((2, 2, 2), ones, 0.9, 0, 0, clicked=True)
+    more = Piece((4, 2, 2), ones, 1e-3, 0, CONNECTED, completes=True)  # shares a half of itself
+    beside = Piece((5, 5, 5), np.ones((6, 6, 6), dtype=bool), 1e-3, 0, CONNECTED, completes=True)  # a corner alone
+    found = ClickInferer(WINDOW).combine([[lesion, more]], np.array([[3, 3, 3]]), (16, 16, 16))
+    assert box(found.labels == 1) == ((2, 2, 2), (8, 6, 6)) and found.scores == (0.9,)
+    found = ClickInferer(WINDOW).combine([[lesion, beside]], np.array([[3, 3, 3]]), (16, 16, 16))
+    assert box(found.labels > 0) == ((2, 2, 2), (6, 6, 6)) and found.labels.max() == 1
 
 
 def test_windows_without_anything_alike_are_not_decoded():
