@@ -279,14 +279,15 @@ class QueryGenerator(nn.Module):
             anchors = peaks(heat.detach(), num_queries)  # (B, K, 3)
             role = torch.ones(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
         else:
-            here = torch.ones(len(click), dtype=torch.bool, device=click.device) if local is None else local
+            # Not of len(click): a trace would hold for that many images alone.
+            here = torch.ones_like(click[:, 0], dtype=torch.bool) if local is None else local
             # The clicked lesion has its query: a second one at its middle would be a double, right or wrong by chance.
             centre, size = sample_at(votes.boxes, click[:, None])[:, 0].chunk(2, -1)
             taken = here[:, None, None, None] & (squared_distance(heat.shape[1:], centre, size / 2) < 1)
             anchors = peaks(heat.detach(), num_queries, taken=taken)
             first = torch.cat([click[:, None].to(anchors.dtype), anchors[:, :-1]], 1)
             anchors = torch.where(here[:, None, None], first, anchors)
-            role = torch.ones(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
+            role = torch.ones_like(anchors[..., 0], dtype=torch.int64)
             role[:, 0] = torch.where(here, 0, 1)
         seen = [sample_at(m, anchors) for m in maps]
         seen.append(sample_at(heat[:, None], anchors).to(seen[0].dtype))  # (B, K, 1)

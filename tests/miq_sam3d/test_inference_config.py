@@ -122,9 +122,11 @@ def test_export_network_says_what_the_network_says_of_a_click():
         output = network(image[:, :1], clicks)
         score = output["objectness"].sigmoid() * output["quality"].sigmoid()
         wanted = output["masks"].sigmoid() * score[..., None, None, None]
-        found, scripted = export(image), torch.jit.script(export)(image)
+        found, script = export(image), torch.jit.script(export)
+        scripted, alone = script(image), script(image[:1])
     assert found.shape == (2, 12, 16, 16, 16)
     assert torch.allclose(found, wanted, atol=1e-5) and torch.allclose(scripted, wanted, atol=1e-4)
+    assert torch.allclose(alone, wanted[:1], atol=1e-4), "the trace is of another number of windows"
 
 
 def test_metadata_says_what_the_config_does():
