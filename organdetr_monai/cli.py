@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from typing import Any
 
 from organdetr_monai import __version__
 from organdetr_monai.errors import InputError, input_error
@@ -211,6 +212,7 @@ def organs(set_name: str | None = None, *, debug: bool = False) -> int:
 def phantom(
     output: str,
     *,
+    lesions: bool = False,
     cases: int = 100,
     seed: int = 0,
     spacing: str | None = None,
@@ -227,14 +229,16 @@ def phantom(
     ----------
     output
         Folder of images/, labels/ and datalist.json.
+    lesions
+        Abdomens with lesions in liver and kidneys instead, to click on; instances/ takes the place of labels/.
     cases
         Number of scans.
     seed
         Another one gives other patients.
     spacing
-        Voxel size in mm, such as 4,4,4; drawn for each case where not given.
+        Voxel size in mm, such as 4,4,4; drawn for each case where not given, and 2.5,2.5,2.5 with --lesions.
     axcodes
-        Orientation of the arrays, such as RAS; drawn for each case where not given.
+        Orientation of the arrays, such as RAS; drawn for each case where not given. With --lesions always RAS.
     workers
         Processes.
     quiet
@@ -242,12 +246,18 @@ def phantom(
     debug
         Show where an error comes from.
     """
-    from organdetr_monai.data.phantom import write_phantoms
+    size = {} if spacing is None else {"spacing": _numbers("--spacing", spacing)}
+    options: dict[str, Any] = {"cases": cases, "seed": seed, "workers": workers, "progress": not quiet, **size}
+    if lesions:
+        from organdetr_monai.miq_sam3d.phantoms import write_lesion_phantoms
 
-    size = None if spacing is None else _numbers("--spacing", spacing)
-    datalist = write_phantoms(
-        output, cases=cases, seed=seed, spacing=size, axcodes=axcodes, workers=workers, progress=not quiet
-    )
+        if axcodes is not None:
+            raise InputError("--axcodes is not for --lesions.", "Leave it out: these are RAS.")
+        datalist = write_lesion_phantoms(output, **options)
+    else:
+        from organdetr_monai.data.phantom import write_phantoms
+
+        datalist = write_phantoms(output, axcodes=axcodes, **options)
     if not quiet:
         print(datalist)
     return 0

@@ -224,6 +224,7 @@ def test_defect_of_the_program_is_one_line_too(monkeypatch, capsys):
         (["organs", "word", "more"], "does not take 'more'"),
         (["phantom", "out", "--cases", "1.5"], "Give a whole number"),
         (["phantom", "out", "--spacing", "4,4"], "three numbers"),
+        (["phantom", "out", "--lesions", "--axcodes", "LPS"], "not for --lesions"),
         (["prepare", "nonesuch", "a", "b"], "Unknown set"),
         (["prepare", "word"], "source"),
         (["evaluate", "nowhere", "datalist.json"], "do not exist"),

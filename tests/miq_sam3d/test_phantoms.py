@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from organdetr_monai.cli import main
 from organdetr_monai.data.phantom import make_phantom
 from organdetr_monai.data.phantom_anatomy import IDS
 from organdetr_monai.errors import InputError
@@ -144,3 +146,12 @@ def test_wrong_options(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         write_lesion_phantoms(tmp_path / "new", **{**FOLDER, **options})
     assert not (tmp_path / "new").exists()
+
+
+def test_command_writes_them(tmp_path):
+    options = ["--cases", "2", "--seed", "3", "--spacing", "6,6,6", "--workers", "1", "--quiet"]
+    assert main(["phantom", str(tmp_path), "--lesions", *options]) == 0
+    names = [Path(case["image"]).name for case in load_lesions(tmp_path / "datalist.json")]
+    assert names == ["seed3_case_000.nii.gz", "seed3_case_001.nii.gz"]
+    image = nib.load(tmp_path / "images" / names[1])
+    assert np.array_equal(np.asarray(image.dataobj), make_lesion_phantom((3, 1), spacing=(6, 6, 6)).image)
