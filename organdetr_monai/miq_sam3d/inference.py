@@ -15,6 +15,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,16 +77,18 @@ class ClickInferer(Inferer):
         Windows in which no voxel of the volume reaches this probability of the prompt's kind are passed over.
     alone : float
         Least mean probability of a connected component of the prompt's kind that no query has found.
+    outline : float
+        Voxels of that probability are in a component. Lower than `mask`: a small lesion is nowhere sure, and one whose
+        mean is `alone` with its faint border in it is sure in its middle.
+    min_voxels : int
+        Voxels of the least such component. What is seen of a small lesion is smaller than the lesion.
     flood : float
         The clicked lesion goes as far as voxels reach this share of the probability, of a lesion of any kind, that they
-        have at the click, or `mask`, whichever is lower.
+        have around the click, or `outline`, whichever is lower.
     faint : float
-        If no voxel at the click reaches this probability, the clicked lesion is the query's alone.
+        If no voxel around the click reaches this probability of the prompt's kind there is nothing to find.
     reach : int
-        Voxels by which a click may miss a lesion that no query finds there.
-    min_voxels : int
-        Voxels of the least such component; 12 voxels of 2 mm are the least lesion of
-        `organdetr_monai.miq_sam3d.components.MIN_VOLUME`.
+        Voxels by which a click may miss a lesion.
     min_tissue : float
         Windows with a smaller share of voxels above 0 are passed over.
     cache_bytes : int
@@ -106,11 +109,12 @@ class ClickInferer(Inferer):
         keep: float = 0.5,
         merge: float = 0.3,
         alike: float = 0.3,
-        alone: float = 0.75,
+        alone: float = 0.6,
+        outline: float = 0.25,
+        min_voxels: int = 5,
         flood: float = 0.3,
-        faint: float = 0.05,
-        reach: int = 3,
-        min_voxels: int = 12,
+        faint: float = 0.04,
+        reach: int = 2,
         min_tissue: float = 0.02,
         cache_bytes: int = 2 * 1024**3,
         keep_last: bool = False,
@@ -120,8 +124,9 @@ class ClickInferer(Inferer):
             raise ValueError(f"overlap must lie between merge ({merge}) and 1, got {overlap}")
         self.window = tuple(int(n) for n in window)
         self.overlap, self.merge, self.min_tissue = overlap, merge, min_tissue
-        self.alike, self.alone, self.min_voxels = alike, alone, min_voxels
-        self.flood, self.faint, self.reach = flood, faint, reach
+        self.alike = alike
+        self.clicked = partial(clicked_lesion, outline=outline, flood=flood, faint=faint, reach=reach)
+        self.connected = partial(components, outline=outline, alone=alone, min_voxels=min_voxels)
         self.competition = {"score": score, "clicked_score": clicked_score, "mask": mask, "keep": keep}
         self.cache_bytes, self.keep_last = cache_bytes, keep_last
         self._last: tuple[Any, bytes, Encodings] | None = None
@@ -179,12 +184,11 @@ class ClickInferer(Inferer):
         prompt, pieces = self._at(encodings, click)
         said = encodings.voxels()
         own = next((piece for piece in pieces if piece.clicked), None)
-        likely, least = None, self.competition["mask"]
+        likely = None
         if said is not None:
             of_kinds = said[1:]  # not 1 - said[0]: where there is no tissue nothing is said
             likely = (of_kinds * prompt.kinds[0].cpu()[:, None, None, None]).sum(0).numpy()
-            limits = {"mask": least, "flood": self.flood, "faint": self.faint}
-            own = clicked_lesion(of_kinds.sum(0).numpy(), likely, click, pieces, reach=self.reach, **limits)
+            own = self.clicked(of_kinds.sum(0).numpy(), likely, click, pieces)
         if own is None:
             return []
         # The click's window is looked at once more, as are all: what else is found must not depend on where it is.
@@ -194,7 +198,7 @@ class ClickInferer(Inferer):
                 pieces += self._pieces(encodings.network.retrieve(encodings[k], prompt), encodings, k)
         if likely is None:
             return pieces
-        return pieces + components(likely, pieces, mask=least, alone=self.alone, min_voxels=self.min_voxels)
+        return pieces + self.connected(likely, pieces)
 
     def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[Any, list[Piece]]:
         """The prompt of a click (3,), and what the window around it holds of its kind, the clicked one first."""

@@ -27,15 +27,16 @@ def clicked_lesion(
     click: np.ndarray,
     pieces: Sequence[Piece],
     *,
-    mask: float,
+    outline: float,
     flood: float,
     faint: float,
     reach: int,
 ) -> Piece | None:
-    """The lesion at a click; the click's query is believed where voxels say nothing.
+    """The lesion at a click.
 
     Who clicks has seen something there. So the voxels need not be sure: what counts is how far around the click they
-    say the same as there.
+    say the same as there. Whether there is anything they tell better than the click's query does, which is trained to
+    have an answer.
 
     Parameters
     ----------
@@ -45,32 +46,26 @@ def clicked_lesion(
     click : ndarray of shape (3,), int
     pieces : sequence of Piece
         What queries found in the click's window, first the clicked one if they found it.
-    mask : float
-        Where there is no such piece, the least probability next to the click.
+    outline : float
+        Probability up to which a lesion goes.
     flood : float
-        The lesion goes as far as voxels reach this share of the probability at the click, or `mask`, whichever is
-        lower.
+        Where voxels are not sure, it goes up to this share of the highest probability around the click instead.
     faint : float
-        Below this probability at the click the lesion is the query's alone.
+        If no voxel around the click reaches this probability there is nothing.
     reach : int
-        Voxels. Where neither a query nor the voxels that touch it see anything, the click may have missed a lesion by
-        so much.
+        How far around is, in voxels along each axis.
 
     Returns
     -------
     Piece or None
         None: there is nothing.
     """
-    query = pieces[0] if pieces and pieces[0].clicked else None
     own = np.where(likely >= 0.5 * lesion, lesion, 0)
-    seed = _highest(own, click, 1)
-    if query and own[seed] < faint:
-        return query
-    if not query and own[seed] < mask:
-        seed = _highest(own, click, reach)
-        if own[seed] < mask:
-            return None
-    within = own >= min(mask, flood * float(own[seed]))
+    seed = _highest(own, click, reach)
+    if own[seed] < faint:
+        return None
+    query = pieces[0] if pieces and pieces[0].clicked else None
+    within = own >= min(outline, flood * float(own[seed]))
     for piece in pieces:
         if not piece.clicked and query:  # what a query has told apart from the clicked one's is another lesion
             within[piece.where] &= ~piece.mask
@@ -91,7 +86,7 @@ def _highest(values: np.ndarray, click: np.ndarray, reach: int) -> tuple[int, ..
 
 
 def components(
-    likely: np.ndarray, pieces: Sequence[Piece], *, mask: float, alone: float, min_voxels: int
+    likely: np.ndarray, pieces: Sequence[Piece], *, outline: float, alone: float, min_voxels: int
 ) -> list[Piece]:
     """Connected components of the prompt's kind.
 
@@ -102,14 +97,14 @@ def components(
     pieces : sequence of Piece
         What queries found: a component scores less than any of them that it meets, so that it adds to their masks what
         they lack, and nothing else.
-    mask : float
+    outline : float
         Least probability of a voxel.
     alone : float
         Least mean probability of a component that meets no piece.
     min_voxels : int
         Of a component.
     """
-    labels, _ = ndimage.label(likely >= mask, structure=TOUCHING)
+    labels, _ = ndimage.label(likely >= outline, structure=TOUCHING)
     seen = np.zeros(labels.shape, dtype=bool)
     for piece in pieces:
         seen[piece.where] |= piece.mask
