@@ -187,7 +187,9 @@ class ClickInferer(Inferer):
         likely = None
         if said is not None:
             of_kinds = said[1:]  # not 1 - said[0]: where there is no tissue nothing is said
-            likely = (of_kinds * prompt.kinds[0].cpu()[:, None, None, None]).sum(0).numpy()
+            # Relative to the likeliest kind: where two are as good, a lesion of either is as sure as it is a lesion.
+            share = prompt.kinds[0].cpu() / prompt.kinds[0].max().cpu()
+            likely = (of_kinds * share[:, None, None, None]).sum(0).numpy()
             own = self.clicked(of_kinds.sum(0).numpy(), likely, click, pieces)
         if own is None:
             return []

@@ -162,6 +162,19 @@ def test_a_lesion_ends_where_another_kind_begins():
     assert answer(OfTwoKinds(), image).labels.max() == 1
 
 
+@pytest.mark.parametrize(("kinds", "found"), [((0.9, 0.1), 1), ((0.52, 0.48), 2), ((0.48, 0.52), 2), ((0.1, 0.9), 1)])
+def test_where_two_kinds_are_as_likely_both_are_asked_for(kinds, found):
+    class Unsure(OfTwoKinds):
+        def prompt(self, encoding: Seen, click: Tensor) -> Sure:
+            return Sure(super().prompt(encoding, click).token, torch.tensor([kinds]))
+
+    image = image_of(A)
+    image[:, 6:12, 20:26, 30:36] = 0.6
+    clicked = (7, 8, 8) if kinds[0] > 0.2 else (7, 22, 32)
+    labels = answer(Unsure(), image, click=clicked).labels
+    assert labels[clicked] == 1 and labels.max() == found
+
+
 def test_where_there_is_no_tissue_there_is_no_lesion():
     image = image_of(A)
     image[:, 18:] = 0.0
