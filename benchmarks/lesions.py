@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     test = prepared(items["test"][: options.test], options.folder / f"test_{options.test}.pt")
     results = {}
     methods = contenders(len(kind_names(datalist)))
-    asked = configured()["train#random_transforms#0#asked"]  # the baselines do not look at it
+    asked = configured()["asked"]  # the baselines do not look at it
     unknown = set(options.methods) - set(methods)
     if unknown:
         raise InputError(f"There is no method {sorted(unknown)}.", f"Choose among {list(methods)}.")

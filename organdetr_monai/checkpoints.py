@@ -36,7 +36,7 @@ def save_atomically(obj: Any, path: Path) -> None:
         torch.save(obj, draft)
 
 
-SETTINGS = ("organs", "spacing", "window", "hu_window", "hidden_dim", "num_queries", "num_kinds")
+SETTINGS = ("organs", "spacing", "window", "hu_window", "channels", "hidden_dim", "num_queries", "num_kinds")
 
 
 def load_settings(path: str | Path) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class _Detecting:
     metrics: str = "eval/test/metrics.json"
     recall: str = "recall50"
     phantoms: str = "data/phantoms"
+    prefix: str = ""  # of the names of phantoms
     weights: str = "models/phantom"  # the others know no phantoms
 
     def prepare(self, folder: Path) -> None:
@@ -80,7 +81,7 @@ class _Detecting:
 
     def results(self, output: str) -> list[str]:
         """What inference leaves."""
-        return [f"{output}/case_{case:03d}/{self.name}.json" for case in range(PHANTOMS)]
+        return [f"{output}/{self.prefix}case_{case:03d}/{self.name}.json" for case in range(PHANTOMS)]
 
     def command(self, folder: Path) -> str:
         """Run the command; the folder of its results."""
@@ -120,6 +121,7 @@ class _Clicking(_Detecting):
     metrics: str = "eval/lesions/test/metrics.json"
     recall: str = "lesion_recall"
     phantoms: str = "data/lesion_phantoms"
+    prefix: str = "seed0_"
     weights: str = "models"
 
     def prepare(self, folder: Path) -> None:

@@ -26,7 +26,7 @@ SMALL = {
     "num_queries": 6,
     "samples": 1,
     "validate#samples": 2,
-    "network_def#encoder#channels": [4, 8, 8, 8],
+    "channels": [4, 8, 8, 8],
     "network_def#encoder#transformer#layers": 1,
     "network_def#encoder#transformer#hidden": 24,
     "network_def#decoder#layers": 2,
@@ -74,7 +74,7 @@ def test_training_leaves_weights_settings_and_history(phantoms, trained):
     for key, value in options(phantoms, trained).items():
         parser[key] = value
     load_weights(parser.get_parsed_content("network_def"), trained / "model.pt")
-    kept = {key: SMALL[key] for key in ("spacing", "window", "hidden_dim")}
+    kept = {key: SMALL[key] for key in ("spacing", "window", "channels", "hidden_dim")}
     assert load_settings(trained / "model.json") == kept | {"hu_window": [-160.0, 240.0], "num_kinds": 4}
     history = load_history(trained / "history.json")
     assert [entry["epoch"] for entry in history] == [1, 2]
