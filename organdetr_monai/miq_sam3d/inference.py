@@ -2,8 +2,9 @@
 
 A click is looked at in the window in which it lies most central. Of it the network makes a prompt, the exemplar, and
 with this it looks through all windows that hold tissue, and closer where something in them is alike: queries find
-lesions there. What the voxels of the whole volume say completes their masks, and adds what no query has found. The
-windows are the same for every click, so that their encodings can be kept: a second click runs prompt and decoder alone.
+lesions there. The voxels of the whole volume say whether there is a lesion at the click and how far it goes; they
+complete the queries' masks, and add what no query has found. The windows are the same for every click, so that their
+encodings can be kept: a second click runs prompt and decoder alone.
 
 Several clicks are answered one by one and merged (:func:`organdetr_monai.miq_sam3d.merging.group`), not averaged into
 one prompt: clicks of one kind find the same lesions, and of different kinds each its own.
@@ -66,7 +67,8 @@ class ClickInferer(Inferer):
     score : float
         Least objectness of a lesion.
     clicked_score : float
-        Least objectness of the one that is clicked: who clicks has seen something there.
+        Least objectness of the one that is clicked: who clicks has seen something there. Where the network speaks of
+        voxels, they decide; the query then tells the lesion from its neighbours.
     mask : float
         From this probability up a voxel belongs to a query's mask.
     keep : float
@@ -86,9 +88,10 @@ class ClickInferer(Inferer):
         The clicked lesion goes as far as voxels reach this share of the probability, of a lesion of any kind, that they
         have around the click, or `outline`, whichever is lower.
     faint : float
-        If no voxel around the click reaches this probability of the prompt's kind there is nothing to find.
+        If no voxel around the click that is rather of the prompt's kind reaches this probability of a lesion there is
+        nothing to find.
     reach : int
-        Voxels by which a click may miss a lesion.
+        Voxels along each axis by which a click may miss a lesion.
     min_tissue : float
         Windows with a smaller share of voxels above 0 are passed over.
     cache_bytes : int
@@ -125,8 +128,8 @@ class ClickInferer(Inferer):
         self.window = tuple(int(n) for n in window)
         self.overlap, self.merge, self.min_tissue = overlap, merge, min_tissue
         self.alike = alike
-        self.clicked = partial(clicked_lesion, outline=outline, flood=flood, faint=faint, reach=reach)
-        self.connected = partial(components, outline=outline, alone=alone, min_voxels=min_voxels)
+        self._clicked_lesion = partial(clicked_lesion, outline=outline, flood=flood, faint=faint, reach=reach)
+        self._components = partial(components, outline=outline, alone=alone, min_voxels=min_voxels)
         self.competition = {"score": score, "clicked_score": clicked_score, "mask": mask, "keep": keep}
         self.cache_bytes, self.keep_last = cache_bytes, keep_last
         self._last: tuple[Any, bytes, Encodings] | None = None
@@ -181,6 +184,8 @@ class ClickInferer(Inferer):
         click : ndarray of shape (3,), int
             Voxel of the image.
         """
+        if not encodings.occupied:
+            return []  # no tissue, no lesion
         prompt, pieces = self._at(encodings, click)
         said = encodings.voxels()
         own = next((piece for piece in pieces if piece.clicked), None)
@@ -190,7 +195,7 @@ class ClickInferer(Inferer):
             # Relative to the likeliest kind: where two are as good, a lesion of either is as sure as it is a lesion.
             share = prompt.kinds[0].cpu() / prompt.kinds[0].max().cpu()
             likely = (of_kinds * share[:, None, None, None]).sum(0).numpy()
-            own = self.clicked(of_kinds.sum(0).numpy(), likely, click, pieces)
+            own = self._clicked_lesion(of_kinds.sum(0).numpy(), likely, click, pieces)
         if own is None:
             return []
         # The click's window is looked at once more, as are all: what else is found must not depend on where it is.
@@ -200,7 +205,7 @@ class ClickInferer(Inferer):
                 pieces += self._pieces(encodings.network.retrieve(encodings[k], prompt), encodings, k)
         if likely is None:
             return pieces
-        return pieces + self.connected(likely, pieces)
+        return pieces + self._components(likely, pieces)
 
     def _at(self, encodings: Encodings, click: np.ndarray) -> tuple[Any, list[Piece]]:
         """The prompt of a click (3,), and what the window around it holds of its kind, the clicked one first."""

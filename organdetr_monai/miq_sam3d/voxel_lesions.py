@@ -41,19 +41,20 @@ def clicked_lesion(
     Parameters
     ----------
     lesion, likely : ndarray of shape (X, Y, Z)
-        Probability of a lesion of any kind, and of the prompt's kind. What is rather of another kind is another lesion,
-        however close it lies.
+        Probability of a lesion of any kind, and of the prompt's kinds, each weighted by how likely it is against the
+        likeliest. What is rather of another kind is another lesion, however close it lies.
     click : ndarray of shape (3,), int
     pieces : sequence of Piece
         What queries found in the click's window, first the clicked one if they found it.
     outline : float
         Probability up to which a lesion goes.
     flood : float
-        Where voxels are not sure, it goes up to this share of the highest probability around the click instead.
+        Where voxels are not sure, it goes up to this share of the highest probability around the click instead, and
+        never below `faint`.
     faint : float
         If no voxel around the click reaches this probability there is nothing.
     reach : int
-        How far around is, in voxels along each axis.
+        How far around is, in voxels along each axis; what touches the click goes before what is farther away.
 
     Returns
     -------
@@ -61,15 +62,16 @@ def clicked_lesion(
         None: there is nothing.
     """
     own = np.where(likely >= 0.5 * lesion, lesion, 0)
-    seed = _highest(own, click, reach)
+    query = pieces[0] if pieces and pieces[0].clicked else None
+    for piece in pieces:
+        if query and not piece.clicked:  # what a query has told apart from the clicked one's is another lesion
+            own[piece.where] = np.where(piece.mask, 0, own[piece.where])
+    seed = _highest(own, click, min(reach, 1))  # farther away it may be a neighbour, and a surer one
+    if own[seed] < faint:
+        seed = _highest(own, click, reach)
     if own[seed] < faint:
         return None
-    query = pieces[0] if pieces and pieces[0].clicked else None
-    within = own >= min(outline, flood * float(own[seed]))
-    for piece in pieces:
-        if not piece.clicked and query:  # what a query has told apart from the clicked one's is another lesion
-            within[piece.where] &= ~piece.mask
-    within[seed] = True
+    within = own >= max(faint, min(outline, flood * float(own[seed])))
     labels, _ = ndimage.label(within, structure=TOUCHING)
     (where,) = ndimage.find_objects((labels == labels[seed]).astype(np.int8))
     x, y, z = (int(side.start) for side in where)

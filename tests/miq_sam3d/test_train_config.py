@@ -150,16 +150,16 @@ def test_validation_without_lesions_says_so(phantoms, trained, tmp_path):
 
 def test_network_is_the_one_of_inference():
     ours, theirs = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
-    for key in ("network_def", "num_queries", "models_dir"):
+    for key in ("network_def", "query_channels", "num_queries", "models_dir"):
         assert ours[key] == theirs[key], key
 
 
 def test_inference_is_on_the_grid_of_the_weights(trained):
     parser = ConfigParser(json.loads((CONFIGS / "inference.json").read_text()))
     defaults = ConfigParser(json.loads((CONFIGS / "train.json").read_text()))
-    for key in ("spacing", "window", "hu_window", "hidden_dim"):
+    for key in ("spacing", "window", "hu_window", "channels", "hidden_dim"):
         assert parser.get_parsed_content(key) == defaults[key], key
     parser = ConfigParser(json.loads((CONFIGS / "inference.json").read_text()))
     parser["ckpt_path"] = str(trained / "model.pt")
-    for key in ("spacing", "window", "hidden_dim"):
+    for key in ("spacing", "window", "channels", "hidden_dim"):
         assert parser.get_parsed_content(key) == SMALL[key], key

@@ -124,6 +124,34 @@ def test_a_click_on_what_neither_voxels_nor_queries_see_finds_nothing():
     assert box(answer(Silent(sure=0.1), image_of(A)).labels == 1) == A, "the voxels alone are enough"
 
 
+class Graded(Silent):
+    """Whose voxels say by how much they are brighter than tissue."""
+
+    def voxels(self, encoding: Seen) -> Tensor:
+        p = (encoding.image[:, 0] - TISSUE).clamp(0, 1)
+        return torch.stack([1 - p, p], 1)
+
+
+def test_a_click_on_a_lesion_is_not_one_on_its_surer_neighbour():
+    near = ((13, 6, 6), (19, 12, 12))
+    image = image_of(A, value=TISSUE + 0.5)
+    image[0, 13:19, 6:12, 6:12] = TISSUE + 0.74  # a voxel away
+    labels = answer(Graded(), image, click=(11, 8, 8)).labels
+    assert box(labels == 1) == A and box(labels == 2) == near
+    assert box(answer(Graded(), image, click=(13, 8, 8)).labels == 1) == near
+
+
+def test_the_clicked_lesion_goes_as_far_as_voxels_say_much_the_same():
+    image = image_of(((3, 3, 3), (16, 16, 16)), value=TISSUE + 0.06)
+    image[0, 6:12, 6:12, 6:12] = TISSUE + 0.15
+    assert box(answer(Graded(), image).labels == 1) == ((3, 3, 3), (16, 16, 16))
+    assert box(answer(Graded(), image, flood=0.5).labels == 1) == A
+    image = torch.full((1, 40, 40, 40), TISSUE + 0.02)
+    assert answer(Graded(), image).labels.max() == 0
+    image[0, 7, 8, 8] = TISSUE + 0.05
+    assert (answer(Graded(), image).labels > 0).sum() == 1, "a trace of a lesion is not all the tissue around it"
+
+
 def test_a_click_may_miss_a_lesion_by_a_little():
     image = image_of(A)
     for click in ((4, 8, 8), (8, 8, 13)):  # two voxels beside it
