@@ -221,7 +221,7 @@ def phantom(
     quiet: bool = False,
     debug: bool = False,
 ) -> int:
-    """Write synthetic torso CTs with their organ masks and a datalist.
+    """Write synthetic torso CTs with the masks of their organs, or of lesions, and a datalist.
 
     An interrupted run goes on where it stopped.
 
@@ -230,7 +230,7 @@ def phantom(
     output
         Folder of images/, labels/ and datalist.json.
     lesions
-        Abdomens with lesions in liver and kidneys instead, to click on; instances/ takes the place of labels/.
+        Abdomens with lesions in liver and kidneys instead; instances/ (ids) and cases/ (their kinds) replace labels/.
     cases
         Number of scans.
     seed

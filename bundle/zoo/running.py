@@ -85,9 +85,9 @@ class _Detecting:
 
     def command(self, folder: Path) -> str:
         """Run the command; the folder of its results."""
-        scan = f"{self.phantoms}/images/case_000.nii.gz"
+        scan = f"{self.phantoms}/images/{self.prefix}case_000.nii.gz"
         call(folder, "-m", package_of(folder), "detect", scan, "--output", "runs/detect")
-        return "runs/detect/case_000"
+        return f"runs/detect/{self.prefix}case_000"
 
 
 _CLICKS = """
@@ -140,9 +140,12 @@ class _Clicking(_Detecting):
         return "runs/click"
 
 
+DETECTING, CLICKING = _Detecting(), _Clicking()
+
+
 def job_of(folder: Path) -> _Detecting:
     """What running this bundle takes and leaves."""
-    return _Detecting() if metadata.detects(folder) else _Clicking()
+    return DETECTING if metadata.detects(folder) else CLICKING
 
 
 def _made(folder: Path, *names: str) -> None:

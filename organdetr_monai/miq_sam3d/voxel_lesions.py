@@ -1,7 +1,7 @@
 """Lesions as the voxels of the whole volume show them, next to what queries see in windows (numpy).
 
-A mask of a query is smooth, and ends with its window; what voxels say is as sharp as the voxels and ends where the
-lesion does. Where queries have told apart what is connected, they are right.
+They say whether there is a lesion at a click. A mask of a query is smooth, and ends with its window; what voxels say is
+as sharp as the voxels and ends where the lesion does. Where queries have told apart what is connected, they are right.
 """
 
 from __future__ import annotations

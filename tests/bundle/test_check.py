@@ -12,7 +12,10 @@ import torch
 from bundle.check import QUICK, check, main
 from bundle.large_files import as_yaml, file_hash
 from bundle.zoo.failure import CheckError
+from bundle.zoo.running import CLICKING
 from bundle.zoo.uninstalled import call
+from organdetr_monai.miq_sam3d.datalist import load_lesions
+from organdetr_monai.miq_sam3d.phantoms import write_lesion_phantoms
 
 
 def edit(path, **changes):
@@ -128,3 +131,10 @@ def test_exit_code_and_sum(assembled, capsys):
 def test_bad_usage_ends_with_2(arguments):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
+
+
+def test_results_of_clicks_are_looked_for_where_they_are(tmp_path):
+    """Names of lesion phantoms, as training makes them, are what inference names its folders after."""
+    datalist = write_lesion_phantoms(tmp_path, cases=1, spacing=(8, 8, 8), workers=1, progress=False)
+    (case,) = load_lesions(datalist)
+    assert CLICKING.results("out")[0] == f"out/{case['case']}/lesions.json"
