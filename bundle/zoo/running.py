@@ -73,11 +73,12 @@ class _Detecting:
     phantoms: str = "data/phantoms"
     prefix: str = ""  # of the names of phantoms
     weights: str = "models/phantom"  # the others know no phantoms
+    options: tuple[str, ...] = ()  # of ``phantom``
 
     def prepare(self, folder: Path) -> None:
         """The phantoms that training makes for itself, where this check comes without it."""
         if not (folder / self.phantoms / "images").is_dir():
-            call(folder, "-m", package_of(folder), "phantom", self.phantoms, "--cases", str(PHANTOMS))
+            call(folder, "-m", package_of(folder), "phantom", self.phantoms, "--cases", str(PHANTOMS), *self.options)
 
     def results(self, output: str) -> list[str]:
         """What inference leaves."""
@@ -90,29 +91,6 @@ class _Detecting:
         return f"runs/detect/{self.prefix}case_000"
 
 
-_CLICKS = """
-import json, sys
-from pathlib import Path
-import nibabel
-import numpy as np
-from organdetr_monai.data.embedded import embedded_datalist
-from organdetr_monai.miq_sam3d.phantoms import write_lesion_phantoms
-from organdetr_monai.miq_sam3d.robustness import clicks_on
-folder = Path(sys.argv[1])
-embedded_datalist(folder, default=folder, cases=int(sys.argv[2]), write=write_lesion_phantoms)  # as training does
-cases = []
-for path in sorted((folder / "instances").iterdir()):
-    instances = np.asarray(nibabel.load(path).dataobj)
-    sizes = np.bincount(instances.reshape(-1), minlength=2)[1:]
-    clicks = clicks_on(instances == 1 + sizes.argmax(), [1])
-    point = clicks[0].voxel if clicks else np.array(instances.shape) // 2
-    case = {"name": path.name.partition(".")[0], "image": path.name, "points": [point.tolist()]}
-    cases.append((int(sizes.max()), case))
-cases = [case for _, case in sorted(cases, key=lambda pair: -pair[0])]
-(folder / "images" / "clicks.json").write_text(json.dumps({"space": "voxel", "cases": cases}))
-"""
-
-
 @dataclass(frozen=True)
 class _Clicking(_Detecting):
     """What running a bundle that answers clicks takes and leaves."""
@@ -123,11 +101,7 @@ class _Clicking(_Detecting):
     phantoms: str = "data/lesion_phantoms"
     prefix: str = "seed0_"
     weights: str = "models"
-
-    def prepare(self, folder: Path) -> None:
-        """Phantoms with lesions, and a click on the largest of each; the case of the largest of all comes first."""
-        if not (folder / self.phantoms / "images" / "clicks.json").is_file():
-            call(folder, "-c", _CLICKS, self.phantoms, str(PHANTOMS))
+    options: tuple[str, ...] = ("--lesions",)
 
     def command(self, folder: Path) -> str:
         """Run the command; the folder of its results."""

@@ -76,7 +76,8 @@ class ClickInferer(Inferer):
     merge : float
         Two pieces from different windows are one lesion if they share more than this of the smaller one.
     alike : float
-        Windows in which no voxel of the volume reaches this probability of the prompt's kind are passed over.
+        Windows in which no voxel of the volume reaches this probability of the prompt's kind are passed over. Here as
+        below it is the sum over kinds, each weighted by how likely the prompt is of it against the likeliest.
     alone : float
         Least mean probability of a connected component of the prompt's kind that no query has found.
     outline : float

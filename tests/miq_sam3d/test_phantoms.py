@@ -19,6 +19,7 @@ from organdetr_monai.miq_sam3d import lesion_cases
 from organdetr_monai.miq_sam3d.components import TOUCHING
 from organdetr_monai.miq_sam3d.datalist import kind_names, load_lesions
 from organdetr_monai.miq_sam3d.phantoms import KINDS, make_lesion_phantom, write_lesion_phantoms
+from organdetr_monai.miq_sam3d.points import read_clicks
 
 COARSE = (4.0, 4.0, 4.0)
 FOLDER = {"cases": 3, "seed": 1, "spacing": (6.0, 6.0, 6.0), "splits": (0.4, 0.3, 0.3), "progress": False}
@@ -114,6 +115,13 @@ def test_folder(tmp_path, monkeypatch):
         np.testing.assert_array_equal(np.asarray(nifti.dataobj), case.instances)
         np.testing.assert_allclose(nifti.affine, case.affine, atol=1e-4)
         assert [list(KINDS)[kind - 1] for kind in item["kinds"]] == case.kinds
+    clicks = read_clicks(whole / "images" / "clicks.json", whole / "images")
+    assert [(click["case"], click["image"]) for click in clicks] == [(item["case"], item["image"]) for item in items]
+    for click, item in zip(clicks, items, strict=True):
+        instances = np.asarray(nib.load(item["instances"]).dataobj)
+        sizes = np.bincount(instances.reshape(-1))
+        (point,) = click["points"]
+        assert click["space"] == "voxel" and sizes[instances[tuple(point)]] == sizes[1:].max()
 
     write_nifti, written = lesion_cases.write_nifti, []
 

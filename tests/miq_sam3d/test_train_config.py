@@ -113,16 +113,20 @@ def test_evaluation_clicks_every_lesion_of_every_case(phantoms, trained, tmp_pat
     assert all(spacing == pytest.approx([6.0, 6.0, 6.0], abs=0.01) for spacing in spacings), "surfaces are in mm"
 
 
-def test_evaluation_on_another_grid_is_refused(phantoms, trained, tmp_path):
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [({"spacing": 5.0}, "with spacing 6.0"), ({"channels": [4, 8, 8, 16]}, "with channels [4, 8, 8, 8]")],
+)
+def test_evaluation_of_other_settings_is_refused(phantoms, trained, tmp_path, other, message):
     with pytest.raises(Exception) as caught:
         workflow(
             CONFIGS,
             "eval",
             ["train", "evaluate"],
             run_id="evaluating",
-            **options(phantoms, trained, output_dir=str(tmp_path), spacing=5.0),
+            **{**options(phantoms, trained, output_dir=str(tmp_path)), **other},
         )
-    assert "trained with spacing 6.0" in str(input_error(caught.value))
+    assert message in str(input_error(caught.value))
 
 
 def test_scan_in_training_and_validation_is_refused(phantoms, tmp_path):
