@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from organdetr_monai.data.embedded import SPLITS
 from organdetr_monai.data.generated import check_count, check_shares, split_cases
 from organdetr_monai.data.phantom import check_seed, make_phantom
 from organdetr_monai.data.phantom_anatomy import IDS, paint_patient
@@ -207,7 +208,7 @@ def write_lesion_phantoms(
     *,
     cases: int = 60,
     seed: int = 0,
-    splits: Sequence[float] = (0.7, 0.1, 0.2),
+    splits: Sequence[float] = SPLITS,
     spacing: Sequence[float] = (2.5, 2.5, 2.5),
     workers: int = 2,
     progress: bool = True,
@@ -222,7 +223,7 @@ def write_lesion_phantoms(
     seed : int
         Case ``k`` is ``make_lesion_phantom((seed, k))``, whatever the number of cases and workers.
     splits : sequence of 3 floats
-        Shares of train, val and test, which follow one another in this order.
+        Shares of train, val and test, which follow one another in this order; those of training's own phantoms.
     spacing : sequence of 3 floats
         Voxel size in mm.
     workers : int
