@@ -20,6 +20,8 @@ from organdetr_monai.errors import InputError, input_error
 from organdetr_monai.organs import resolve
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from monai.data import MetaTensor
 
     from organdetr_monai.data.scans import Scan
@@ -133,31 +135,49 @@ def detect_folder(
         bar = tqdm(readings, desc="detect", total=len(scans), unit="scan", disable=True if quiet else None)
         for scan, reading in bar:
             folder = output / scan.name
-            volume = None  # or a case that cannot be read would keep the one before it in memory
             try:
-                volume, doubt = reading.result()
-                if doubt is not None and not quiet:
-                    _say(f"{scan.name}: warning: {doubt}")
-                detections = detector(volume).select(wanted)
-                write_results(detections, volume[0].numpy(), folder, crop=options.crop)
+                done[scan.name] = _detect(detector, scan, reading, folder, wanted, crop=options.crop, quiet=quiet)
             except Exception as error:  # whatever it is, the other scans want their results
                 failed[scan.name] = _reason(error)
                 if folder.exists():
                     failed[scan.name] += f" {folder} holds files of an earlier or unfinished run."
                 _complain(scan, failed, error, debug=debug)
                 continue
-            done[scan.name] = detections
-            if not (options.report and scan.kind == "dicom"):
-                continue
             try:
-                from organdetr_monai.writers.dicom_sr import write_dicom_sr
-
-                write_dicom_sr(detections, scan.paths, folder / REPORT)
+                if options.report:
+                    _report(done[scan.name], scan, folder)
             except Exception as error:
                 unreported[scan.name] = f"no DICOM report: {_reason(error)}"
                 _complain(scan, unreported, error, debug=debug)
     write_table(done.items(), output / "summary.csv", failed=failed, notes=unreported)
     return DetectReport(done, failed, unreported, detector.organs)
+
+
+def _detect(
+    detector: OrganDetector,
+    scan: Scan,
+    reading: Future[tuple[MetaTensor, str | None]],
+    folder: Path,
+    organs: Sequence[str],
+    *,
+    crop: float | None,
+    quiet: bool,
+) -> Detections:
+    """One case, written to its folder."""
+    volume, doubt = reading.result()
+    if doubt is not None and not quiet:
+        _say(f"{scan.name}: warning: {doubt}")
+    detections = detector(volume).select(organs)
+    write_results(detections, volume[0].numpy(), folder, crop=crop)
+    return detections
+
+
+def _report(detections: Detections, scan: Scan, folder: Path) -> None:
+    """The DICOM report of a case that came as DICOM."""
+    if scan.kind == "dicom":
+        from organdetr_monai.writers.dicom_sr import write_dicom_sr
+
+        write_dicom_sr(detections, scan.paths, folder / REPORT)
 
 
 def _find(inputs: Sequence[str | os.PathLike], output: Path, *, quiet: bool) -> tuple[list[Scan], dict[str, str]]:
