@@ -25,6 +25,7 @@ CONTENDERS: Mapping[str, tuple[str, ...]] = {
     "segmentation_off": ("segmentation/off.json",),
     "two_stage": ("queries/two_stage.json",),
     "quality": ("decoder/quality.json",),
+    "refiner_none": ("refiner/none.json",),
     "no_refinement": ("decoder/no_refinement.json",),
     "auxiliary": ("decoder/auxiliary.json",),
     "no_average": ("average/off.json",),

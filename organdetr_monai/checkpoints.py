@@ -253,8 +253,18 @@ def keep_weights(path: Path) -> None:
     logger.info("the weights that were in %s are in %s now", path.parent, copy)
 
 
-def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
+def load_weights(
+    network: nn.Module, path: str | Path, *, device: str | torch.device = "cpu", fresh: str | None = None
+) -> nn.Module:
     """Load ``model.pt`` strictly; queries that work in training only, which it does not hold, stay as they are.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    path : path
+    device : torch.device or str
+    fresh : str, optional
+        A part of the network, such as ``refiner``, that the file may lack: it then stays as it is, to be trained.
 
     Raises
     ------
@@ -273,6 +283,8 @@ def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.de
     own = {name: weight for name, weight in network.state_dict().items() if not name.startswith(EXTRA_QUERIES)}
     if not isinstance(state, Mapping):
         raise InputError(f"{path} holds a {type(state).__name__}, not a state dict.", "Give a model.pt of this bundle.")
+    if fresh is not None and not any(name.startswith(f"{fresh}.") for name in state):
+        own = {name: weight for name, weight in own.items() if not name.startswith(f"{fresh}.")}
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != getattr(state[k], "shape", None)]
     if missing or extra or wrong:
@@ -282,7 +294,9 @@ def load_weights(network: nn.Module, path: str | Path, *, device: str | torch.de
         raise InputError(
             f"{path} belongs to another architecture ({len(missing)} missing, {len(extra)} unknown, {len(wrong)} of "
             f"another shape; {example}).",
-            "Use the configs, organs and deltas it was trained with.",
+            "Give configs/refiner/none.json: it has no second look at each organ; refiner/add.json trains one."
+            if missing and not extra and not wrong and all(name.startswith("refiner.") for name in missing)
+            else "Use the configs, organs and deltas it was trained with.",
         )
     network.load_state_dict(state, strict=False)  # all of its own is there
     return network

@@ -43,7 +43,8 @@ def split_output(pred: Tensor) -> dict[str, Tensor]:
 class ExportNetwork(nn.Module):
     """A trained detector with a single output tensor, for ``verify_net_in_out``, ``ckpt_export`` and ONNX.
 
-    The output has shape (B, K + 1 + 6, N), float32, for K organs and N queries, channels first as MONAI has it:
+    The output has shape (B, K + 1 + 6, N), float32, for K organs and N queries, of which a refiner leaves K, channels
+    first as MONAI has it:
 
     ========================  ==============================================================================
     channel                   what

@@ -11,10 +11,20 @@ from torch import Tensor, nn
 
 from organdetr_monai.boxes import centre_to_corners, iou_giou
 from organdetr_monai.matching import HungarianMatcher, Matches, Targets, match_together
+from organdetr_monai.roi_loss import refiner_terms
 from organdetr_monai.segmentation_loss import multiscale_segmentation_loss, or_any, shown_organs
 
 #: "extra" multiplies those of the layers for queries that exist in training only.
-DEFAULT_WEIGHTS = {"class": 2.0, "l1": 5.0, "giou": 2.0, "quality": 1.0, "segmentation": 2.0, "extra": 1.0}
+DEFAULT_WEIGHTS = {
+    "class": 2.0,
+    "l1": 5.0,
+    "giou": 2.0,
+    "quality": 1.0,
+    "segmentation": 2.0,
+    "extra": 1.0,
+    "walls": 1.0,
+    "roi_mask": 1.0,
+}
 #: Class of a query that has no part in the loss.
 IGNORED = -1
 
@@ -118,6 +128,10 @@ class DetectionLoss(nn.Module):
                 output["segmentation"], masks, segmented, images=counts.images, organs=counts.organs
             )
             loss = loss + self.weights["segmentation"] * terms["segmentation"]
+        if "refined" in output:
+            refined = refiner_terms(output["refined"])
+            terms.update(refined)
+            loss = self.weighted([refined]) + loss
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def match(

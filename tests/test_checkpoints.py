@@ -17,7 +17,7 @@ from organdetr_monai.checkpoints import (
     settings_of,
 )
 from organdetr_monai.errors import InputError
-from organdetr_monai.networks import HybridQueries
+from organdetr_monai.networks import HybridQueries, ROIRefiner
 
 
 class Run:
@@ -212,6 +212,26 @@ def test_weights_round_trip(tmp_path, small_network):
     other = small_network()
     torch.nn.init.zeros_(other.content)
     assert torch.equal(load_weights(other, tmp_path / "model.pt").content, network.content)
+
+
+def test_a_part_that_a_file_lacks_is_left_to_be_trained_if_asked_for(tmp_path, small_network):
+    plain, refined = small_network(), small_network(refiner=ROIRefiner(4))
+    torch.nn.init.ones_(plain.content)
+    save_atomically(plain.state_dict(), tmp_path / "plain.pt")
+    with pytest.raises(InputError, match="first missing: refiner.*Give configs/refiner/none.json"):
+        load_weights(refined, tmp_path / "plain.pt")
+    own = refined.refiner.mask.weight.detach().clone()
+    load_weights(refined, tmp_path / "plain.pt", fresh="refiner")
+    assert torch.equal(refined.content, plain.content) and torch.equal(refined.refiner.mask.weight, own)
+    save_atomically(refined.state_dict(), tmp_path / "refined.pt")
+    other = small_network(refiner=ROIRefiner(4))
+    torch.nn.init.zeros_(other.refiner.mask.weight)
+    load_weights(other, tmp_path / "refined.pt", fresh="refiner")  # what the file has counts
+    assert torch.equal(other.refiner.mask.weight, own)
+    lacking = {name: weight for name, weight in refined.state_dict().items() if name != "refiner.mask.weight"}
+    save_atomically(lacking, tmp_path / "lacking.pt")
+    with pytest.raises(InputError, match="first missing: refiner.mask.weight"):
+        load_weights(other, tmp_path / "lacking.pt", fresh="refiner")
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from tests.test_bundle import CONFIGS, overrides
 
 #: Of one step's terms and of the weights after two epochs; a mistake in sharing a batch shows from 1e-3 on.
 TOLERANCE = 5e-5
+#: Without the refiner: which organs it looks at is drawn in each process.
 DELTAS = {
-    "training": ("train.json", "multi_gpu_train.json"),
-    "evaluating": ("train.json", "evaluate.json", "multi_gpu_evaluate.json"),
+    "training": ("train.json", "refiner/none.json", "multi_gpu_train.json"),
+    "evaluating": ("train.json", "refiner/none.json", "evaluate.json", "multi_gpu_evaluate.json"),
 }
 
 
@@ -63,7 +64,9 @@ def together(phantoms, tmp_path_factory):
 def alone(phantoms, tmp_path_factory):
     """Folder of the same run by one process; four cases in a batch."""
     out = tmp_path_factory.mktemp("alone")
-    workflow(CONFIGS, "train", ["train"], run_id="training", **options(phantoms, out, batch_size=4)).run()
+    workflow(
+        CONFIGS, "train", ["train", "refiner/none"], run_id="training", **options(phantoms, out, batch_size=4)
+    ).run()
     return out
 
 
@@ -94,7 +97,11 @@ def test_evaluation_counts_each_case_once_and_tells_it_once(phantoms, together, 
     printed = torchrun("evaluating", **options(phantoms, tmp_path / "two", **given))
     assert printed.count("3 cases, at most") == printed.count("saved in") == 1
     workflow(
-        CONFIGS, "eval", ["train", "evaluate"], run_id="evaluating", **options(phantoms, tmp_path / "one", **given)
+        CONFIGS,
+        "eval",
+        ["train", "refiner/none", "evaluate"],
+        run_id="evaluating",
+        **options(phantoms, tmp_path / "one", **given),
     ).run()
     two, one = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("two", "one"))
     assert two["num_cases"] == 3 and two == one, "to the last bit"

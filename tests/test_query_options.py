@@ -16,7 +16,7 @@ from tests.test_bundle import CONFIGS, overrides, parsed
 #: Deltas whose model is that of the plain bundle: given to training alone.
 TRAINING_ONLY = ["matcher/dn", "matcher/cdn", "matcher/hybrid", "matcher/distinct", "average/off"]
 #: Deltas that change the network, so that detection needs them, too.
-OF_THE_NETWORK = ["queries/two_stage", "decoder/auxiliary", "decoder/no_refinement"]
+OF_THE_NETWORK = ["queries/two_stage", "refiner/none", "decoder/auxiliary", "decoder/no_refinement"]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,21 @@ def test_two_epochs_leave_a_model_that_detects(delta, phantoms, tmp_path):
         assert network.eval()(torch.rand(1, 1, 32, 32, 32))["boxes"].isfinite().all()
     if delta == "average/off":
         assert all(torch.equal(v, state["parts"]["ema"][k]) for k, v in state["parts"]["network"].items())
+
+
+def test_a_second_look_is_added_to_a_model_that_has_none(phantoms, tmp_path):
+    options = overrides(phantoms, tmp_path / "plain")
+    workflow(CONFIGS, "train", ["train", "refiner/none"], run_id="training", **options).run()
+    before = torch.load(tmp_path / "plain" / "model.pt", weights_only=True)
+    options = overrides(phantoms, tmp_path / "refined", pretrained=str(tmp_path / "plain" / "model.pt"))
+    workflow(CONFIGS, "train", ["train", "fine_tune", "refiner/add"], run_id="training", **options).run()
+    after = torch.load(tmp_path / "refined" / "model.pt", weights_only=True)
+    assert not any(name.startswith("refiner.") for name in before)
+    assert any(name.startswith("refiner.") for name in after)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    network = load_weights(plain_network(), tmp_path / "refined" / "model.pt").eval()
+    with torch.inference_mode():
+        assert network(torch.rand(1, 1, 32, 32, 32))["boxes"].shape[1] == 12  # one for each organ
 
 
 def test_evaluation_takes_the_delta_of_training_queries_too(phantoms, tmp_path):

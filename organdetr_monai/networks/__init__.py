@@ -9,6 +9,7 @@ from organdetr_monai.networks.hybrid import HybridQueries
 from organdetr_monai.networks.msa import MSAEncoder
 from organdetr_monai.networks.organ_detr import OrganDETR
 from organdetr_monai.networks.resnet import ResNetBackbone
+from organdetr_monai.networks.roi_refiner import ROIRefiner
 from organdetr_monai.networks.segmentation import SegmentationHeads
 from organdetr_monai.networks.swin import SwinBackbone, SwinUNETRBackbone
 from organdetr_monai.networks.two_stage import Proposals
@@ -23,6 +24,7 @@ __all__ = [
     "MSAEncoder",
     "OrganDETR",
     "Proposals",
+    "ROIRefiner",
     "ResNetBackbone",
     "SegmentationHeads",
     "SwinBackbone",

@@ -12,6 +12,7 @@ from organdetr_monai.boxes import inverse_sigmoid
 from organdetr_monai.matching import Targets
 from organdetr_monai.networks.decoder import DeformableDecoder
 from organdetr_monai.networks.queries import decode_together, spread_boxes, start_from
+from organdetr_monai.networks.roi_refiner import ROIRefiner
 
 
 class OrganDETR(nn.Module):
@@ -38,6 +39,8 @@ class OrganDETR(nn.Module):
     extra_queries : nn.Module, optional
         ``extra_queries(targets)`` to :class:`organdetr_monai.networks.queries.ExtraQueries`; called while training
         only. ``needs_targets`` says whether the trainer must hand over the targets.
+    refiner : ROIRefiner, optional
+        Looks at the best box of each organ once more. It learns beside the rest of the network, from the truth alone.
     """
 
     def __init__(
@@ -51,19 +54,20 @@ class OrganDETR(nn.Module):
         reference_boxes: Sequence[Sequence[float]] | None = None,
         proposals: nn.Module | None = None,
         extra_queries: nn.Module | None = None,
+        refiner: ROIRefiner | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.encoder, self.decoder, self.segmentation = backbone, encoder, decoder, segmentation
         self.content = nn.Parameter(torch.randn(num_queries, decoder.dim))
         self.reference = nn.Parameter(inverse_sigmoid(spread_boxes(num_queries))) if proposals is None else None
-        self.proposals, self.extra_queries = proposals, extra_queries
+        self.proposals, self.extra_queries, self.refiner = proposals, extra_queries, refiner
         if reference_boxes is not None:
             self.set_reference_boxes(torch.as_tensor(reference_boxes, dtype=torch.float32))
 
     @property
     def needs_targets(self) -> bool:
         """Whether :meth:`forward` wants the targets while training."""
-        return bool(getattr(self.extra_queries, "needs_targets", False))
+        return any(getattr(part, "needs_targets", False) for part in (self.extra_queries, self.refiner))
 
     def set_reference_boxes(self, boxes: Tensor) -> None:
         """Start the queries from ``boxes`` (M, 6), normalised centre boxes; query ``i`` takes box ``i % M``."""
@@ -84,7 +88,7 @@ class OrganDETR(nn.Module):
         image : Tensor of shape (B, 1, X, Y, Z)
             Intensities in [0, 1].
         targets : sequence of dict, optional
-            As :class:`organdetr_monai.losses.DetectionLoss` takes them; read by the extra queries alone.
+            As :class:`organdetr_monai.losses.DetectionLoss` takes them; read by extra queries and refiner alone.
 
         Returns
         -------
@@ -92,7 +96,9 @@ class OrganDETR(nn.Module):
             ``logits`` (B, N, K + 1), index 0 is "no organ"; ``boxes`` (B, N, 6), (cx, cy, cz, w, h, d) in [0, 1] of the
             volume, axes in array order. In training also ``aux``, the same for the proposals and each earlier decoder
             layer, ``segmentation``, logits (B, K + 1, x, y, z) for each map, finest first, and ``extra``, the extra
-            queries' ``logits``, ``boxes``, ``aux`` and, if they are known, ``matches``.
+            queries' ``logits``, ``boxes``, ``aux`` and, if they are known, ``matches``, and ``refined``, what
+            :func:`organdetr_monai.roi_loss.refiner_terms` takes. Outside of training a refiner leaves K queries, one
+            for each organ.
         """
         maps = self.backbone(image)
         if self.encoder is not None:
@@ -110,6 +116,10 @@ class OrganDETR(nn.Module):
             output.update(aux=proposed + aux, **others)
             if self.segmentation is not None:
                 output["segmentation"] = self.segmentation(maps)
+            if self.refiner is not None:
+                output["refined"] = self.refiner(image, targets)
+        elif self.refiner is not None:
+            output = self.refiner.refine(image, output)
         return output
 
     def _start(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[dict[str, Tensor]]]:

@@ -37,9 +37,10 @@ def test_model_card_names_the_organs_and_the_grid_of_the_registry():
 def test_output_that_is_described_is_the_export_networks():
     default = SETS["openkbp"]
     pred = METADATA["network_data_format"]["outputs"]["pred"]
-    channels, queries = len(default.organs) + 1 + 6, default.num_queries
-    assert (pred["num_channels"], pred["spatial_shape"]) == (channels, [queries])
-    assert f"each of {queries} queries and {channels} rows" in CARD
+    organs = len(default.organs)  # the refiner leaves one query for each
+    channels = organs + 1 + 6
+    assert (pred["num_channels"], pred["spatial_shape"]) == (channels, [organs])
+    assert f"each of {organs} organs and {channels} rows" in CARD
 
 
 def test_licence_of_each_public_set_is_told_as_the_registry_has_it():

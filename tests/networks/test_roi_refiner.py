@@ -1,0 +1,210 @@
+"""The second look: cubes that show what lies in a box, and walls that it puts right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from organdetr_monai.boxes import centre_to_corners, normalise
+from organdetr_monai.inference import best_queries
+from organdetr_monai.losses import DetectionLoss
+from organdetr_monai.matching import DenseQueryMatcher
+from organdetr_monai.networks import ROIRefiner
+from organdetr_monai.networks.roi_refiner import expected_iou, expected_walls, sample_boxes
+from organdetr_monai.roi_loss import refiner_terms
+
+SHAPE = (32, 24, 20)
+
+
+def with_grid_sample(volume: torch.Tensor, box: torch.Tensor, size: int) -> torch.Tensor:
+    """One cube of a volume (X, Y, Z) by torch's own trilinear interpolation."""
+    cells = (torch.arange(size) + 0.5) / size
+    at = [(box[a] + cells * (box[a + 3] - box[a])) / volume.shape[a] * 2 - 1 for a in range(3)]
+    grid = torch.stack(torch.meshgrid(*at, indexing="ij"), dim=-1).flip(-1)
+    return F.grid_sample(volume[None, None], grid[None], padding_mode="border", align_corners=False)[0, 0]
+
+
+def test_fine_cells_are_trilinear_samples_and_the_border_goes_on_outside():
+    generator = torch.Generator().manual_seed(0)
+    volumes = torch.rand(2, *SHAPE, generator=generator)
+    boxes = torch.tensor(
+        [[[3.0, 2, 5, 9, 10, 12], [-4, 20, 3, 3, 27.5, 7]], [[28, 0, 16, 35, 7, 23], [1, 1, 1, 2, 3, 4]]]
+    )
+    cubes = sample_boxes(volumes, boxes, 8)
+    for image in range(2):
+        for k in range(2):
+            torch.testing.assert_close(cubes[image, k], with_grid_sample(volumes[image], boxes[image, k], 8))
+
+
+def test_coarse_cells_average_and_stay_in_place():
+    """A ramp comes out as it is, noise comes out smoother than samples of it."""
+    ramp = torch.arange(32.0)[:, None, None].expand(32, 32, 32)
+    box = torch.tensor([[[4.0, 0, 0, 28, 32, 32]]])
+    cube = sample_boxes(ramp[None], box, 4)[0, 0]
+    torch.testing.assert_close(cube[:, 0, 0], torch.tensor([6.5, 12.5, 18.5, 24.5]))
+    noise = torch.rand(1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert sample_boxes(noise, box, 4).std() < 0.2 * noise.std()
+
+
+def refiner(num_classes: int = 3, **options) -> ROIRefiner:
+    torch.manual_seed(0)
+    return ROIRefiner(num_classes, **{"size": 16, "channels": (4, 8, 12, 16), **options})
+
+
+def scene(seed: int, organs: int = 2) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    """A bright and a dark block in noise, of random place and size: image (1, 1, X, Y, Z) and its target."""
+    generator = torch.Generator().manual_seed(seed)
+    image, mask = 0.5 + 0.05 * torch.randn(1, 1, *SHAPE, generator=generator), torch.zeros(SHAPE, dtype=torch.uint8)
+    boxes = torch.zeros(organs, 6)
+    for k in range(organs):
+        low = torch.tensor([2 + 16 * k, 3, 3]) + torch.randint(0, 4, (3,), generator=generator)
+        high = low + torch.randint(5, 10, (3,), generator=generator)
+        inside = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        mask[inside] = k + 1
+        image[(0, 0, *inside)] += 0.4 if k == 0 else -0.4
+        boxes[k] = torch.cat([low, high])
+    labels = torch.arange(1, organs + 1)
+    return image, [
+        {"boxes": normalise(boxes, SHAPE), "labels": labels, "annotated": torch.ones(3).bool(), "mask": mask}
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained() -> ROIRefiner:
+    """A refiner that knows the two blocks of `scene`."""
+    network = refiner(2, per_image=4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
+    for step in range(120):
+        loss = sum(refiner_terms(network.train()(*scene(step))).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+def test_untrained_it_leaves_boxes_where_they_are():
+    image, (target,) = scene(3)
+    logits = torch.tensor([[[0.0, 5.0, 0.0], [0.0, 0.0, 5.0]]])
+    with torch.no_grad():
+        found = refiner(2).eval().refine(image, {"logits": logits, "boxes": target["boxes"][None]})
+    moved = (centre_to_corners(found["boxes"][0]) - centre_to_corners(target["boxes"])) * torch.tensor(SHAPE).repeat(2)
+    assert moved.abs().max() < 0.5  # voxels
+    assert (best_queries(found, SHAPE)[0] > 0.5).all()  # not unlearned either that they are there
+
+
+def test_it_learns_to_put_walls_right(trained):
+    before, after = [], []
+    for seed in range(1000, 1010):
+        image, (target,) = scene(seed)
+        generator = torch.Generator().manual_seed(seed)
+        shape = torch.tensor(SHAPE).repeat(2)
+        truth = centre_to_corners(target["boxes"]) * shape
+        moved = truth + 1.2 * torch.randn(2, 6, generator=generator)
+        with torch.no_grad():
+            logits = torch.tensor([[[0.0, 4.0, 0.0], [0.0, 0.0, 3.0]]])
+            found = trained.refine(image, {"logits": logits, "boxes": normalise(moved, SHAPE)[None]})
+        before.append((moved - truth).abs().mean())
+        after.append((centre_to_corners(found["boxes"][0]) * shape - truth).abs().mean())
+    assert torch.stack(after).mean() < 0.5 * torch.stack(before).mean()
+
+
+def test_sure_walls_are_worth_a_sure_box():
+    """A peak has no deviation, an even spread over n cells one of n / 4; IoU falls with it, most for small boxes."""
+    peak, even = torch.full((1, 3, 2, 8), -1e4), torch.zeros(1, 3, 2, 8)
+    peak[:, :, 0, 1], peak[:, :, 1, 6] = 0.0, 0.0
+    place, deviation = expected_walls(peak)
+    torch.testing.assert_close(place, torch.tensor([1.5 / 8, 6.5 / 8]).expand(1, 3, 2))
+    assert float(expected_iou(place, deviation)) == pytest.approx(1)
+    assert expected_walls(even)[1].tolist() == [[[0.25] * 2] * 3]
+    off = torch.full((1, 3, 2), 0.05)
+    box = torch.tensor([0.25, 0.75]).expand(1, 3, 2)
+    assert float(expected_iou(box, off)) == pytest.approx((0.45 / 0.55) ** 3)
+    small = torch.tensor([0.45, 0.55]).expand(1, 3, 2)
+    assert float(expected_iou(small, off)) < float(expected_iou(box, off))
+    assert float(expected_iou(torch.tensor([0.5, 0.5]).expand(1, 3, 2), off)) == 0
+
+
+def test_each_organ_is_as_likely_as_its_best_query_says_and_its_walls_are_sure(trained):
+    image, (target,) = scene(5)
+    boxes = target["boxes"][torch.tensor([0, 1, 0, 1])][None] * (1 + 0.02 * torch.arange(4.0)[None, :, None])
+    logits = torch.tensor([[[0.0, 3, 0], [1, 0, 2], [0, 1, 0], [2, 0, 1]]])
+    with torch.no_grad():
+        found = trained.refine(image, {"logits": logits, "boxes": boxes})
+        vague = trained.refine(image, {"logits": logits / 9, "boxes": boxes})
+    assert found["logits"].shape == (1, 2, 3) and found["boxes"].shape == (1, 2, 6)
+    scores, corners = best_queries(found, SHAPE)
+    before, old = best_queries({"logits": logits, "boxes": boxes}, SHAPE)
+    sure = scores**2 / before
+    assert ((sure > 0.4) & (sure < 1)).all()
+    said = (logits / 9).softmax(-1)[0, :2, 1:].diagonal()
+    torch.testing.assert_close(best_queries(vague, SHAPE)[0] ** 2 / said, sure)
+    torch.testing.assert_close(vague["boxes"], found["boxes"])  # of the same best queries
+    assert ((corners - old).abs() < 2.5).all()  # organ k is at k, and so are its box and its score
+
+
+@pytest.mark.parametrize("score", [1.0, 0.0])
+def test_certainty_stays_finite(trained, score):
+    image, (target,) = scene(5)
+    logits = torch.tensor([[[200 * (1 - score), 200 * score, 0.0]]])
+    with torch.no_grad():
+        found = trained.refine(image, {"logits": logits, "boxes": target["boxes"][None, :1]})
+    assert found["logits"].isfinite().all()
+    (own,) = found["logits"].softmax(-1)[0, :1, 1].tolist()
+    assert 0.4 < own <= 1 if score else own < 0.01
+
+
+def test_an_image_without_organs_costs_nothing():
+    image, (target,) = scene(0)
+    none = {**target, "boxes": torch.zeros(0, 6), "labels": torch.zeros(0, dtype=torch.int64)}
+    network = refiner()
+    refined = network.train()(image, [none])
+    assert all(float(term) == 0 for term in refiner_terms(refined).values())
+    both = network(torch.cat([image, image]), [target, none])
+    assert both["there"].tolist() == [1, 1, 0, 0]
+
+
+def test_organs_known_by_boxes_alone_cost_no_mask():
+    image, (target,) = scene(0)
+    boxes_only = {**target, "segmented": torch.zeros(3).bool()}
+    terms = refiner_terms(refiner().train()(image, [boxes_only]))
+    assert float(terms["roi_mask"]) == 0 and float(terms["walls"]) > 0
+
+
+def test_walls_outside_of_the_cube_are_not_asked_for():
+    image, target = scene(0)
+    network = refiner(noise=(0.0, 0.0), margin=0.0, least=-1.0)  # cubes smaller than the organ: each wall is outside
+    assert float(refiner_terms(network.train()(image, target))["walls"]) == 0
+
+
+def test_it_stands_behind_the_decoder(small_network):
+    torch.manual_seed(0)
+    network = small_network(refiner=refiner(4))
+    image = torch.rand(2, 1, 32, 32, 32)
+    target = {
+        "boxes": torch.tensor([[0.5, 0.5, 0.5, 0.4, 0.4, 0.4]]),
+        "labels": torch.tensor([2]),
+        "annotated": torch.ones(4).bool(),
+        "mask": torch.zeros(32, 32, 32, dtype=torch.uint8),
+    }
+    assert network.needs_targets
+    output = network.train()(image, [target] * 2)
+    assert output["boxes"].shape[1] == 20  # the loss sees all queries
+    terms = DetectionLoss(DenseQueryMatcher())(output, [target] * 2)
+    terms["loss"].backward()
+    assert {"walls", "roi_mask"} <= set(terms)
+    assert all(p.grad is not None for p in network.refiner.parameters())
+    alone = sum(refiner_terms(network.refiner(image, [target] * 2)).values())
+    network.zero_grad()
+    alone.backward()
+    assert all(p.grad is None for name, p in network.named_parameters() if not name.startswith("refiner."))
+    with torch.no_grad():
+        found = network.eval()(image)
+    assert set(found) == {"logits", "boxes"} and found["boxes"].shape == (2, 4, 6)
+
+
+def test_targets_are_asked_for():
+    with pytest.raises(ValueError, match="needs the targets"):
+        refiner()(torch.rand(1, 1, *SHAPE), None)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        ROIRefiner(3, size=20)
