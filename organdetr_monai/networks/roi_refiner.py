@@ -135,12 +135,11 @@ class ROIRefiner(nn.Module):
         Returns
         -------
         dict
-            What :func:`organdetr_monai.roi_loss.refiner_terms` takes, for R = B * per_image organs: ``walls``
-            (R, 3, 2, size), logits of where
-            along each axis the organ begins and ends, and ``wanted`` (R, 3, 2), where it does, in [0, 1] of the cube,
-            or beyond; ``cells`` (R, 3), voxels per cell; ``mask`` (R, size, size, size), logits, ``shown``, the share
-            of the organ in each cell, and ``masked`` (R,), whether that is known; ``there`` (R,), 0 where an image has
-            no organ.
+            What :func:`organdetr_monai.roi_loss.refiner_terms` takes, for R = B * per_image organs: ``walls`` (R, 3,
+            2, size), logits of where along each axis the organ begins and ends, and ``wanted`` (R, 3, 2), where it
+            does, in [0, 1] of the cube, or beyond; ``cells`` (R, 3), voxels per cell; ``mask`` (R, size, size, size),
+            logits, ``shown``, the share of the organ in each cell, and ``masked`` (R,), whether that is known;
+            ``there`` (R,), 0 where an image has no organ.
         """
         if targets is None:
             raise ValueError("the refiner needs the targets in training")
