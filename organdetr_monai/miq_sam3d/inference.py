@@ -1,10 +1,10 @@
 """Volume and clicks in, every lesion of the clicked kinds out: a pure function, whose only memory is a cache.
 
-A click is looked at in the window in which it lies most central. Of it the network makes a prompt, the exemplar, and
-with this it looks through all windows that hold tissue, and closer where something in them is alike: queries find
-lesions there. The voxels of the whole volume say whether there is a lesion at the click and how far it goes; they
-complete the queries' masks, and add what no query has found. The windows are the same for every click, so that their
-encodings can be kept: a second click runs prompt and decoder alone.
+A click is looked at in the window in which it lies most central, and of what all windows say of the voxels around it
+the network makes a prompt, the exemplar. With this it looks through all windows that hold tissue, and closer where
+something in them is alike: queries find lesions there. The voxels of the whole volume say whether there is a lesion at
+the click and how far it goes; they complete the queries' masks, and add what no query has found. The windows are the
+same for every click, so that their encodings can be kept: a second click runs prompt and decoder alone.
 
 Several clicks are answered one by one and merged (:func:`organdetr_monai.miq_sam3d.merging.group`), not averaged into
 one prompt: clicks of one kind find the same lesions, and of different kinds each its own.
@@ -214,7 +214,8 @@ class ClickInferer(Inferer):
         inside = click - encodings.starts[home]
         place = torch.as_tensor((inside + 0.5) / self.window, dtype=torch.float32, device=encodings.image.device)[None]
         encoding = encodings[home]
-        prompt = network.prompt(encoding, place)
+        # At a lesion's edge, or a window's, one window is a poor witness of what lies there.
+        prompt = network.prompt(encoding, place, voxels=encodings.voxels_in(home))
         output = network.retrieve(encoding, prompt, place)
         return prompt, self._pieces(output, encodings, home, click=inside)
 

@@ -72,9 +72,12 @@ class MIQSAM3D(nn.Module):
         maps = self.encoder(image)
         return Encoding(maps, self.kinds(maps.voxels), self.votes([maps.fine, *maps.pyramid]))
 
-    def prompt(self, encoding: Encoding, click: Tensor) -> Prompt:
-        """What lies under one click for each image, (B, 3) normalised to [0, 1] of the window."""
-        return self.prompt_encoder(_shares(encoding), click)
+    def prompt(self, encoding: Encoding, click: Tensor, *, voxels: Tensor | None = None) -> Prompt:
+        """What lies under one click for each image, (B, 3) normalised to [0, 1] of the window.
+
+        `voxels` are probabilities as :meth:`voxels` gives them, from who knows better than this window alone.
+        """
+        return self.prompt_encoder(_shares(encoding) if voxels is None else voxels, click)
 
     def voxels(self, encoding: Encoding) -> Tensor:
         """Probabilities of the kinds of all voxels of a window, (B, C + 1, X, Y, Z), background first."""

@@ -102,6 +102,15 @@ class Encodings:
             self._voxels = self._voxels[:, : self.shape[0], : self.shape[1], : self.shape[2]]
         return self._voxels
 
+    def voxels_in(self, k: int) -> Tensor | None:
+        """Window `k` of `voxels`, (1, C, x, y, z) on the network's device, 0 in what the image is padded with."""
+        said = self.voxels()
+        if said is None:
+            return None
+        part = said[(slice(None), *self.where(k))]
+        missing = [w - n for w, n in zip(self.window, part.shape[1:], strict=True)]
+        return F.pad(part, (0, missing[2], 0, missing[1], 0, missing[0]))[None].to(self.image.device)
+
     def __getitem__(self, k: int) -> Any:
         if k in self._kept:
             return self._kept[k]

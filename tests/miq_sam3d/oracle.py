@@ -40,7 +40,7 @@ class Oracle(nn.Module):
         self.encoded += 1
         return Seen(image.clone())
 
-    def prompt(self, encoding: Seen, click: Tensor) -> Prompt:
+    def prompt(self, encoding: Seen, click: Tensor, *, voxels: Tensor | None = None) -> Prompt:
         return Prompt(encoding.image[0, 0][self._voxel(encoding, click)].reshape(1, 1))
 
     def voxels(self, encoding: Seen) -> None:

@@ -34,7 +34,7 @@ class Voxels(Oracle):
         super().__init__()
         self.sure, self.blind = sure, blind
 
-    def prompt(self, encoding: Seen, click: Tensor) -> Sure:
+    def prompt(self, encoding: Seen, click: Tensor, *, voxels: Tensor | None = None) -> Sure:
         return Sure(super().prompt(encoding, click).token, torch.ones(1, 1))
 
     def voxels(self, encoding: Seen) -> Tensor:
@@ -166,7 +166,7 @@ def test_a_click_may_miss_a_lesion_by_a_little():
 class OfTwoKinds(Voxels):
     """Whose voxels tell two kinds apart, brighter and darker than 0.7, and whose queries see nothing."""
 
-    def prompt(self, encoding: Seen, click: Tensor) -> Sure:
+    def prompt(self, encoding: Seen, click: Tensor, *, voxels: Tensor | None = None) -> Sure:
         token = Oracle.prompt(self, encoding, click).token
         bright = float(token > 0.7)
         return Sure(token, torch.tensor([[bright, 1 - bright]]))
@@ -193,7 +193,7 @@ def test_a_lesion_ends_where_another_kind_begins():
 @pytest.mark.parametrize(("kinds", "found"), [((0.9, 0.1), 1), ((0.52, 0.48), 2), ((0.48, 0.52), 2), ((0.1, 0.9), 1)])
 def test_where_two_kinds_are_as_likely_both_are_asked_for(kinds, found):
     class Unsure(OfTwoKinds):
-        def prompt(self, encoding: Seen, click: Tensor) -> Sure:
+        def prompt(self, encoding: Seen, click: Tensor, *, voxels: Tensor | None = None) -> Sure:
             return Sure(super().prompt(encoding, click).token, torch.tensor([kinds]))
 
     image = image_of(A)
@@ -276,3 +276,27 @@ def test_windows_that_disagree_meet_halfway():
 
 def test_a_network_may_say_nothing_of_voxels():
     assert Encodings(Oracle(), torch.rand(1, 20, 20, 20), WINDOW, overlap=0.375).voxels() is None
+
+
+@pytest.mark.parametrize("shape", [(40, 40, 40), (12, 40, 17)])
+def test_a_click_is_known_by_what_all_windows_say_around_it(shape):
+    heard = []
+
+    class Heard(Voxels):
+        def prompt(self, encoding: Seen, click: Tensor, *, voxels: Tensor | None = None) -> Sure:
+            heard.append((voxels, click))
+            return super().prompt(encoding, click, voxels=voxels)
+
+        def voxels(self, encoding: Seen) -> Tensor:  # windows that disagree
+            p = encoding.image[:, 0].mean() * torch.ones(1, *WINDOW)
+            return torch.stack([1 - p, p], 1)
+
+    image, click = torch.rand(1, *shape), (7, 20, 11)
+    image[:, 6:9, 19:22, 10:13] = 0.8
+    network = Heard()
+    answer(network, image, click=click)
+    ((voxels, place),) = heard
+    assert voxels.shape == (1, 2, *WINDOW), "a window, however small the image"
+    inside = tuple((place[0] * torch.tensor(WINDOW)).long().tolist())
+    blend = Encodings(network, image, WINDOW, overlap=0.375).voxels()
+    assert torch.equal(voxels[(0, slice(None), *inside)], blend[(slice(None), *click)])
