@@ -1,4 +1,4 @@
-"""MIQ-SAM3D and its two baselines, trained for the same time on the same lesions, and compared: a Markdown table.
+"""MIQ-SAM3D and its baselines, trained for the same time on the same lesions, and compared: a Markdown table.
 
 ``python benchmarks/lesions.py FOLDER --minutes 20``. By default the CT is simulated from the KiTS23 masks beside this
 project, for experiments only; ``--datalist`` names other lesions. Interrupted at any moment the same command goes on;
@@ -89,6 +89,8 @@ class Contender(NamedTuple):
     remote: float
     #: Clicks on background in each test case.
     background: int
+    #: Whose training it takes, if not one of its own.
+    training: str | None = None
 
 
 def contenders(kinds: int) -> dict[str, Contender]:
@@ -96,8 +98,11 @@ def contenders(kinds: int) -> dict[str, Contender]:
     return {
         "MIQ-SAM3D": Contender(lambda: PromptedInstances(kinds), 1, 1.0, BACKGROUND_CLICKS),
         "one click, one mask": Contender(lambda: SingleObjectBaseline(WINDOW), 2, 0.0, BACKGROUND_CLICKS),
-        # It knows of no click.
+        # It is told the kind, and knows of no click.
         "segmentation, components": Contender(lambda: SemanticBaseline(kinds, WINDOW), 2, 0.0, 0),
+        "segmentation, kind at the click": Contender(
+            lambda: SemanticBaseline(kinds, WINDOW, told=False), 2, 0.0, BACKGROUND_CLICKS, "segmentation, components"
+        ),
     }
 
 
@@ -164,6 +169,10 @@ class Training:
             sampler.set_epoch(epoch)
             data.set_epoch(epoch)
             yield collate([data[i] for i in list(sampler)[k * self.batch : (k + 1) * self.batch]])
+
+
+def _folder_name(method: str) -> str:
+    return method.replace(", ", "_").replace(" ", "_")
 
 
 def prepared(items: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
@@ -248,14 +257,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(f"There is no method {sorted(unknown)}.", f"Choose among {list(methods)}.")
     for name in options.methods or methods:
         contender = methods[name]
-        folder = options.folder / f"{options.minutes:g}" / name.replace(", ", "_").replace(" ", "_")
+        folder = options.folder / f"{options.minutes:g}" / _folder_name(name)
         if (folder / f"result_{len(test)}.json").exists():
             results[name] = read(folder / f"result_{len(test)}.json")
             continue
         prompts = RandPromptd(WINDOW, remote=contender.remote, asked=asked)
         sampling = [prompts, RandIntensityd(["image", "exemplar"])]
         data = SampleDataset(train, Compose(sampling), cache_rate=0.0)
-        training = Training(folder, contender, options.learning_rate)
+        trained = folder.with_name(_folder_name(contender.training)) if contender.training else folder
+        training = Training(trained, contender, options.learning_rate)
         print(f"{name}: {training.seconds / 60:.1f} of {options.minutes:g} CPU minutes", file=sys.stderr)
         if not training.run(data, options.minutes * 60, until):
             return 3

@@ -1,7 +1,7 @@
 """What MIQ-SAM3D is compared with, trained on the same samples for the same time.
 
-- :class:`SemanticBaseline`: no click. A U-Net tells the kinds of lesions apart, connected components are the instances.
-  It is told which kind is asked for, which a click would have to tell.
+- :class:`SemanticBaseline`: a U-Net tells the kinds of lesions apart, connected components are the instances. It is
+  told which kind is asked for, and needs no click; or, as a user would have it, it reads the kind at the click.
 - :class:`SingleObjectBaseline`: one click, one mask. The same U-Net sees the click as a second channel and segments the
   lesion that was clicked, alone: the paradigm of promptable segmentation.
 """
@@ -22,6 +22,7 @@ from organdetr_monai.miq_sam3d.components import MIN_VOLUME, label_components
 from organdetr_monai.miq_sam3d.robustness import Answer
 
 CLICK_VOXELS = 2.0  # standard deviation of the Gaussian that marks a click
+REACH = 2  # voxels along each axis by which a click may miss a lesion, as for MIQ-SAM3D
 
 
 def small_unet(in_channels: int, out_channels: int, channels: Sequence[int] = (16, 32, 64, 128)) -> nn.Module:
@@ -46,7 +47,7 @@ def small_unet(in_channels: int, out_channels: int, channels: Sequence[int] = (1
 
 
 class SemanticBaseline(nn.Module):
-    """Segmentation into kinds, then connected components; a click changes nothing.
+    """Segmentation into kinds, then connected components: those of the kind that is meant.
 
     Parameters
     ----------
@@ -56,12 +57,21 @@ class SemanticBaseline(nn.Module):
         Voxels that the network sees at once.
     channels : sequence of int
         Of the stages of `small_unet`.
+    told : bool
+        Whether it is told the kind, which no user's click does; the click itself then changes nothing. Else the kind is
+        that of most lesion voxels up to `REACH` around the click, and without any of those there is no answer.
     """
 
     def __init__(
-        self, kinds: int, window: Sequence[int] = (64, 64, 64), *, channels: Sequence[int] = (16, 32, 64, 128)
+        self,
+        kinds: int,
+        window: Sequence[int] = (64, 64, 64),
+        *,
+        channels: Sequence[int] = (16, 32, 64, 128),
+        told: bool = True,
     ) -> None:
         super().__init__()
+        self.told = told
         self.network, self.window, self.kinds = small_unet(1, kinds + 1, channels), tuple(window), kinds
         self.cost = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
 
@@ -93,7 +103,16 @@ class SemanticBaseline(nn.Module):
             kind: label_components(mask, {kind: kind}, voxel_volume=volume, min_volume=MIN_VOLUME)[0]
             for kind in range(1, self.kinds + 1)
         }
-        return lambda click, kind: found[kind]
+        found[0] = np.zeros_like(found[1])
+
+        def answer(click: np.ndarray, kind: int) -> np.ndarray:
+            if self.told:
+                return found[kind]
+            near = mask[tuple(slice(max(int(v) - REACH, 0), int(v) + REACH + 1) for v in click)]
+            count = np.bincount(near.reshape(-1), minlength=self.kinds + 1)[1:]
+            return found[int(count.argmax()) + 1 if count.any() else 0]
+
+        return answer
 
 
 class SingleObjectBaseline(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from organdetr_monai.miq_sam3d.baselines import SemanticBaseline, SingleObjectBaseline, click_channel
 from organdetr_monai.miq_sam3d.prompts import RandPromptd
@@ -54,6 +55,25 @@ def test_segmentation_learns_the_kinds():
         overlap = ((found > 0) & (kinds[truth] == kind)).sum() / (kinds[truth] == kind).sum()
         assert overlap > 0.5
     assert answer(np.array([0, 0, 0]), 1) is answer(np.array([8, 8, 8]), 1)  # the click changes nothing
+
+
+def test_segmentation_reads_the_kind_at_the_click_if_it_is_not_told():
+    model = SemanticBaseline(2, WINDOW, channels=CHANNELS)
+    train(model, 40)
+    image = case()["image"].as_tensor()
+    told = model.open(image, (2.0, 2.0, 2.0))
+    of_kind = [told(np.zeros(3), kind) for kind in (1, 2)]
+    model.told = False
+    answer = model.open(image, (2.0, 2.0, 2.0))
+    everything = (of_kind[0] > 0) | (of_kind[1] > 0)
+    near = ndimage.maximum_filter(everything, 5)
+    for found in of_kind:
+        alone = (found > 0) & ~ndimage.maximum_filter(everything & (found == 0), 5)
+        inside = np.argwhere(alone)[0]
+        for said in (0, 1, 2):  # whatever kind is said to be meant
+            assert np.array_equal(answer(inside, said), found)
+    beside, away = np.argwhere(near & ~everything)[0], np.argwhere(~near)[0]
+    assert answer(beside, 1).any() and not answer(away, 1).any()
 
 
 def test_one_click_gives_one_mask_around_it():
