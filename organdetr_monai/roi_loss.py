@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from organdetr_monai.networks.roi_refiner import expected_walls
 
-__all__ = ["refiner_terms"]
+__all__ = ["RefinerLoss", "refiner_terms"]
 
 
 def refiner_terms(refined: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -45,3 +46,22 @@ def refiner_terms(refined: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "walls": ((0.4 * away.clamp(max=8) + 0.3 * entropy) * there).mean(),
         "roi_mask": ((2 * cross + dice) * known).mean(),
     }
+
+
+class RefinerLoss(nn.Module):
+    """Cost of a refiner that is trained alone: the sum of :func:`refiner_terms`.
+
+    Parameters
+    ----------
+    average : callable, optional
+        As :class:`organdetr_monai.losses.DetectionLoss` takes it; not called, for these terms are means over all cubes
+        and each process has equally many.
+    """
+
+    def __init__(self, *, average: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+
+    def forward(self, output: Mapping[str, Tensor], targets: Any) -> dict[str, Tensor]:
+        """Cost of what :class:`organdetr_monai.networks.ROIRefiner` says of a batch: ``loss`` and the two terms."""
+        terms = refiner_terms(output)
+        return {"loss": terms["walls"] + terms["roi_mask"], **{name: term.detach() for name, term in terms.items()}}

@@ -160,23 +160,6 @@ def fast_precision(device: torch.device | str) -> str | None:
     return "bfloat16" if torch.device(device).type == "cpu" and supported() else None
 
 
-def freeze(network: nn.Module, *, but: str) -> nn.Module:
-    """Leave all weights of a network as they are but those of one part, such as ``refiner``.
-
-    Raises
-    ------
-    InputError
-        The network has no such part.
-    """
-    names = [name for name, _ in network.named_parameters() if name.startswith(f"{but}.")]
-    if not names:
-        parts = dict.fromkeys(name.partition(".")[0] for name, _ in network.named_parameters())
-        raise InputError(f"The network has no {but!r} to train.", f"It has {', '.join(parts)}.")
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in names)
-    return network
-
-
 #: Parts of the names of tables that are looked up: positions, levels, labels.
 NO_DECAY = ("embedding", "position_bias_table")
 

@@ -131,6 +131,15 @@ def test_deltas_name_what_they_mean():
         assert any("distributed.start" in step for step in parser["initialize"])
 
 
+def test_processes_share_the_gradient_of_what_is_trained(tmp_path):
+    """Of a second look that is added to trained weights, its own alone."""
+    names = ["train", "fine_tune", "refiner/add", "multi_gpu_train"]
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / f"{name}.json" for name in names])
+    assert parser["train#trainer#network#module"] == "@trained" and parser["trained"] == "$@network.refiner"
+    assert parser.get_parsed_content("loss").training  # takes the average that the delta gives it
+
+
 def test_without_torchrun_it_says_how_to_start(phantoms, tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(Exception) as failure:  # MONAI wraps what a config's expression raises

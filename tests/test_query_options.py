@@ -64,6 +64,8 @@ def test_a_second_look_is_added_to_a_model_that_has_none(phantoms, tmp_path):
     assert not any(name.startswith("refiner.") for name in before)
     assert any(name.startswith("refiner.") for name in after)
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    train = json.loads((tmp_path / "refined" / "history.json").read_text())[-1]["train"]
+    assert set(train) == {"loss", "walls", "roi_mask", "grad_norm"}  # no decoder runs whose loss trains nothing
     network = load_weights(plain_network(), tmp_path / "refined" / "model.pt").eval()
     with torch.inference_mode():
         assert network(torch.rand(1, 1, 32, 32, 32))["boxes"].shape[1] == 12  # one for each organ

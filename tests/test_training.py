@@ -14,7 +14,6 @@ from organdetr_monai.training import (
     ReseedEpochs,
     TrainingStep,
     collate,
-    freeze,
     parameter_groups,
     prepare_batch,
     prepare_eval_batch,
@@ -105,17 +104,6 @@ def test_gradient_is_clipped_after_unscaling(small_network):
     engine.run()
     norm = torch.stack([p.grad.norm() for p in network.parameters()]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
-
-
-def test_a_frozen_network_trains_one_part(small_network):
-    network = freeze(small_network(refiner=ROIRefiner(4)), but="refiner")
-    before = {n: p.clone() for n, p in network.named_parameters()}
-    engine = trainer(network)
-    engine.run()
-    moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
-    assert moved and all(n.startswith("refiner.") for n in moved)
-    with pytest.raises(InputError, match="no 'refinery' to train.*backbone.*decoder"):
-        freeze(network, but="refinery")
 
 
 def test_every_parameter_is_in_one_group_and_the_right_one(small_network):
