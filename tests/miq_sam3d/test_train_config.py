@@ -108,7 +108,9 @@ def test_evaluation_clicks_every_lesion_of_every_case(phantoms, trained, tmp_pat
     assert [c["case"] for c in report["cases"]] == [case["name"]]
     assert len(report["cases"][0]["answers"]) == 3 * len(case["kinds"]) == report["summary"]["num_answers"]
     assert {"pq", "robustness_worst", "agreement", "silent"} <= set(report["summary"])
-    assert "lesion_recall" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "lesion_recall" in printed.out
+    assert "cases" in printed.err and "100%" in printed.err, "minutes without a sign of life"
     assert len(spacings) == 3 * len(case["kinds"])
     assert all(spacing == pytest.approx([6.0, 6.0, 6.0], abs=0.01) for spacing in spacings), "surfaces are in mm"
 
