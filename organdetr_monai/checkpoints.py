@@ -286,6 +286,7 @@ def load_weights(
     if fresh is not None and not any(name.startswith(f"{fresh}.") for name in state):
         own = {name: weight for name, weight in own.items() if not name.startswith(f"{fresh}.")}
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    refiner = {name for name in own if name.startswith("refiner.")}
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != getattr(state[k], "shape", None)]
     if missing or extra or wrong:
         example = f"first missing: {missing[0]}" if missing else f"first unknown: {extra[0]}" if extra else ""
@@ -295,7 +296,7 @@ def load_weights(
             f"{path} belongs to another architecture ({len(missing)} missing, {len(extra)} unknown, {len(wrong)} of "
             f"another shape; {example}).",
             "Give configs/refiner/none.json: it has no second look at each organ; refiner/add.json trains one."
-            if missing and not extra and not wrong and all(name.startswith("refiner.") for name in missing)
+            if missing and set(missing) == refiner and not extra and not wrong
             else "Use the configs, organs and deltas it was trained with.",
         )
     network.load_state_dict(state, strict=False)  # all of its own is there

@@ -129,7 +129,7 @@ class DetectionLoss(nn.Module):
             )
             loss = loss + self.weights["segmentation"] * terms["segmentation"]
         if "refined" in output:
-            refined = refiner_terms(output["refined"])
+            refined = refiner_terms(output["refined"], share=len(targets) / counts.images)
             terms.update(refined)
             loss = self.weighted([refined]) + loss
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}

@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+import organdetr_monai.distributed
 from organdetr_monai.data.phantom import write_phantoms
 from organdetr_monai.errors import input_error
 from tests.bundles import arguments, workflow
@@ -131,13 +132,16 @@ def test_deltas_name_what_they_mean():
         assert any("distributed.start" in step for step in parser["initialize"])
 
 
-def test_processes_share_the_gradient_of_what_is_trained(tmp_path):
-    """Of a second look that is added to trained weights, its own alone."""
-    names = ["train", "fine_tune", "refiner/add", "multi_gpu_train"]
+@pytest.mark.parametrize("deltas", [[], ["size/paper"], ["refiner/none"]])
+def test_processes_share_the_gradient_of_what_is_trained(deltas):
+    """Of a second look that is added to trained weights, its own alone; also where others said that there is none."""
+    names = ["train", *deltas, "fine_tune", "refiner/add", "multi_gpu_train"]
     parser = ConfigParser()
     parser.read_config([CONFIGS / f"{name}.json" for name in names])
     assert parser["train#trainer#network#module"] == "@trained" and parser["trained"] == "$@network.refiner"
-    assert parser.get_parsed_content("loss").training  # takes the average that the delta gives it
+    parser["organs"] = ["liver", "spleen"]
+    assert parser.get_parsed_content("network_def#refiner").per_image == 6
+    assert parser.get_parsed_content("loss").average is organdetr_monai.distributed.mean
 
 
 def test_without_torchrun_it_says_how_to_start(phantoms, tmp_path, monkeypatch):

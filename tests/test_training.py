@@ -9,7 +9,7 @@ from monai.engines import SupervisedTrainer
 from organdetr_monai.errors import InputError
 from organdetr_monai.losses import DetectionLoss
 from organdetr_monai.matching import DenseQueryMatcher
-from organdetr_monai.networks import DenoisingQueries, HybridQueries, Proposals, ROIRefiner
+from organdetr_monai.networks import DenoisingQueries, HybridQueries, Proposals
 from organdetr_monai.training import (
     ReseedEpochs,
     TrainingStep,

@@ -8,6 +8,7 @@ random, so that it learns from the first step on and waits for no decoder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -21,7 +22,9 @@ from organdetr_monai.matching import Targets
 
 __all__ = ["ROIRefiner", "expected_iou", "expected_walls", "sample_boxes"]
 
+MINIMUM = 16  # cells; of half as many the coarsest map would be one cell, which has no variance to normalise by
 SPREAD = 2.0  # cells; how far from where it was a wall is looked for before anything is learned
+SHARP = 1.0  # cells; deviation of the Gaussian that a wall is trained to be
 IMPOSSIBLE = -30.0  # logit of a class that a refined box is not of; finite, so that an exported graph stays so
 
 
@@ -29,7 +32,8 @@ def sample_boxes(volume: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Cubes of ``size`` cells, one for each box, by trilinear interpolation; coarser cells average what they cover.
 
     A box has faces along the axes, so that interpolation is a product of three matrices: any device computes it alike,
-    and any format of exported networks has it. Beyond the volume its outermost voxels go on.
+    and any format of exported networks has it; in float32 also under autocast, so that training and detection see the
+    same. A cell whose middle is beyond the volume shows what the outermost voxels do.
 
     Parameters
     ----------
@@ -40,16 +44,17 @@ def sample_boxes(volume: Tensor, boxes: Tensor, size: int) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (B, R, size, size, size)
+    Tensor of shape (B, R, size, size, size), float32
     """
-    x, y, z = (
-        _weights(boxes[..., axis], boxes[..., axis + 3], volume.shape[axis + 1], size).to(volume.dtype)
-        for axis in range(3)
-    )  # (B, R, size, X), (B, R, size, Y), (B, R, size, Z)
-    batch, count = boxes.shape[:2]
-    slabs = x.flatten(1, 2) @ volume.flatten(2)  # (B, R * size, Y * Z)
-    slabs = slabs.view(batch, count, size, *volume.shape[2:])
-    return y[:, :, None] @ slabs @ z[:, :, None].transpose(-1, -2)
+    with torch.autocast(volume.device.type, enabled=False):
+        x, y, z = (
+            _weights(boxes[..., axis].float(), boxes[..., axis + 3].float(), volume.shape[axis + 1], size)
+            for axis in range(3)
+        )  # (B, R, size, X), (B, R, size, Y), (B, R, size, Z)
+        batch, count = boxes.shape[:2]
+        slabs = x.flatten(1, 2) @ volume.float().flatten(2)  # (B, R * size, Y * Z)
+        slabs = slabs.view(batch, count, size, *volume.shape[2:])
+        return y[:, :, None] @ slabs @ z[:, :, None].transpose(-1, -2)
 
 
 def _weights(start: Tensor, stop: Tensor, length: int, size: int) -> Tensor:
@@ -71,7 +76,7 @@ class ROIRefiner(nn.Module):
     num_classes : int
         K.
     size : int
-        Cells of the cube along each axis, a multiple of 8.
+        Cells of the cube along each axis, a multiple of 8, at least 16.
     channels : sequence of 4 ints
         Of the maps of the small U-Net, finest first.
     margin : float
@@ -79,7 +84,7 @@ class ROIRefiner(nn.Module):
     least : float
         and at least so many voxels.
     per_image : int
-        Organs of each image that it is trained on at a step, drawn anew each time.
+        Organs of each image that it is trained on at a step, drawn anew each time; where there are fewer, some twice.
     noise : (float, float)
         Standard deviation by which the walls of training boxes are moved: voxels, and a share of the box's size, added.
         It is scaled by 0.5 to 1.5, drawn for each box.
@@ -99,8 +104,8 @@ class ROIRefiner(nn.Module):
         noise: tuple[float, float] = (0.75, 0.06),
     ) -> None:
         super().__init__()
-        if size % 8:
-            raise ValueError(f"size must be a multiple of 8, got {size}")
+        if size % 8 or size < MINIMUM:
+            raise ValueError(f"size must be a multiple of 8 and at least {MINIMUM}, got {size}")
         self.num_classes, self.size, self.margin, self.least = num_classes, size, margin, least
         self.per_image, self.noise = per_image, noise
         before = (1, *channels[:-1])
@@ -174,9 +179,9 @@ class ROIRefiner(nn.Module):
         Returns
         -------
         dict
-            The same for K queries: query ``k`` is organ ``k + 1``, else none. Its probability is the geometric mean of
-            that of the decoder's best query and of the IoU that is expected of the new box: what is sure ranks before
-            what is vague (as in FCOS, Tian et al. 2022).
+            The same for K queries: query ``k`` is organ ``k + 1``, else none. Its probability is that of the decoder's
+            best query times the IoU that is expected of the new box: what is sure ranks before what is vague (as in
+            FCOS, Tian et al. 2022, and :func:`organdetr_monai.networks.quality.rated`).
         """
         score, query = output["logits"].float().softmax(-1)[..., 1:].max(dim=1)  # (B, K)
         boxes = output["boxes"].float().gather(1, query[..., None].expand(-1, -1, 6))
@@ -187,7 +192,7 @@ class ROIRefiner(nn.Module):
         _, walls = self._look(image, corners, cubes, labels)
         place, deviation = expected_walls(walls)
         place = place.sort(dim=-1).values  # begin and end
-        score = (score * expected_iou(place, deviation).view_as(score)).sqrt()
+        score = score * expected_iou(place, deviation).view_as(score)
         place = place.transpose(1, 2).reshape(*labels.shape, 2, 3)
         low, high = cubes.view(*labels.shape, 2, 3).unbind(2)
         corners = (low[:, :, None] + place * (high - low)[:, :, None]).flatten(2) / shape
@@ -210,7 +215,8 @@ class ROIRefiner(nn.Module):
             whole = boxes.new_tensor([[0.5] * 3 + [1.0] * 3]).expand(self.per_image, -1)
             none = boxes.new_zeros(self.per_image)
             return whole, labels.new_ones(self.per_image), none, none
-        chosen = torch.randint(len(labels), (self.per_image,), device=labels.device)
+        some = torch.randperm(len(labels), device=labels.device)
+        chosen = some[torch.arange(self.per_image, device=labels.device) % len(labels)]
         labels = labels[chosen]
         known = target.get("segmented", target["annotated"])[labels - 1].float()
         return boxes[chosen], labels, boxes.new_ones(self.per_image), known
@@ -285,17 +291,21 @@ def _block(inside: int, outside: int, stride: int = 1) -> nn.Module:
 
 
 def expected_walls(walls: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean place of each wall in [0, 1] of the cube, and its mean absolute deviation: (R, 3, 2, n) to (R, 3, 2)."""
+    """Mean place of each wall in [0, 1] of the cube, and how far it may be from there: (R, 3, 2, n) to (R, 3, 2).
+
+    That is the mean absolute deviation beyond the one of a wall as it is wished for, which is :data:`SHARP`.
+    """
     cells = _cells(walls, walls.shape[-1])
     share = walls.float().softmax(-1)
     mean = (share * cells).sum(-1)
-    return mean, (share * (cells - mean[..., None]).abs()).sum(-1)
+    deviation = (share * (cells - mean[..., None]).abs()).sum(-1)
+    return mean, (deviation - SHARP * math.sqrt(2 / math.pi) / walls.shape[-1]).clamp(min=0)
 
 
 def expected_iou(place: Tensor, deviation: Tensor) -> Tensor:
-    """IoU with the truth of a box whose walls are as sure as that: (R, 3, 2) of begin and end to (R,).
+    """IoU with the truth of a box whose walls may be off by so much: (R, 3, 2) of begin and end to (R,).
 
-    Along each axis as if the walls were off by their mean deviations and half of that lay inside the box, the other
+    Along each axis as if the walls were off by their deviations and half of that lay inside the box, the other
     half outside; the product over the axes.
     """
     size, off = place[..., 1] - place[..., 0], deviation.sum(-1) / 2

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from organdetr_monai.boxes import centre_to_corners, normalise
-from organdetr_monai.inference import best_queries
+from organdetr_monai.inference import DetectionInferer, best_queries
 from organdetr_monai.losses import DetectionLoss
 from organdetr_monai.matching import DenseQueryMatcher
 from organdetr_monai.networks import ROIRefiner
 from organdetr_monai.networks.roi_refiner import expected_iou, expected_walls, sample_boxes
-from organdetr_monai.roi_loss import refiner_terms
+from organdetr_monai.roi_loss import RefinerLoss, refiner_terms
 
 SHAPE = (32, 24, 20)
 
@@ -110,13 +110,16 @@ def test_it_learns_to_put_walls_right(trained):
 
 
 def test_sure_walls_are_worth_a_sure_box():
-    """A peak has no deviation, an even spread over n cells one of n / 4; IoU falls with it, most for small boxes."""
+    """A peak has no deviation, nor has what walls are trained to be; IoU falls with it, most for small boxes."""
     peak, even = torch.full((1, 3, 2, 8), -1e4), torch.zeros(1, 3, 2, 8)
     peak[:, :, 0, 1], peak[:, :, 1, 6] = 0.0, 0.0
     place, deviation = expected_walls(peak)
     torch.testing.assert_close(place, torch.tensor([1.5 / 8, 6.5 / 8]).expand(1, 3, 2))
     assert float(expected_iou(place, deviation)) == pytest.approx(1)
-    assert expected_walls(even)[1].tolist() == [[[0.25] * 2] * 3]
+    wished = -(((torch.arange(24) + 0.5 - torch.tensor([[6.3], [17.1]])) ** 2) / 2).expand(1, 3, 2, 24)
+    assert float(expected_iou(*expected_walls(wished))) > 0.99
+    assert float(expected_iou(*expected_walls(wished / 4))) < 0.85  # twice as wide
+    torch.testing.assert_close(expected_walls(even)[1], torch.full((1, 3, 2), 0.25 - (2 / torch.pi) ** 0.5 / 8))
     off = torch.full((1, 3, 2), 0.05)
     box = torch.tensor([0.25, 0.75]).expand(1, 3, 2)
     assert float(expected_iou(box, off)) == pytest.approx((0.45 / 0.55) ** 3)
@@ -135,10 +138,13 @@ def test_each_organ_is_as_likely_as_its_best_query_says_and_its_walls_are_sure(t
     assert found["logits"].shape == (1, 2, 3) and found["boxes"].shape == (1, 2, 6)
     scores, corners = best_queries(found, SHAPE)
     before, old = best_queries({"logits": logits, "boxes": boxes}, SHAPE)
-    sure = scores**2 / before
-    assert ((sure > 0.4) & (sure < 1)).all()
+    sure = scores / before
+    assert ((sure > 0.9) & (sure < 1 + 1e-5)).all()
+    with torch.no_grad():
+        nothing = trained.refine(torch.full_like(image, 0.5), {"logits": logits, "boxes": boxes})
+    assert (best_queries(nothing, SHAPE)[0] / before < sure - 0.01).all()
     said = (logits / 9).softmax(-1)[0, :2, 1:].diagonal()
-    torch.testing.assert_close(best_queries(vague, SHAPE)[0] ** 2 / said, sure)
+    torch.testing.assert_close(best_queries(vague, SHAPE)[0] / said, sure)
     torch.testing.assert_close(vague["boxes"], found["boxes"])  # of the same best queries
     assert ((corners - old).abs() < 2.5).all()  # organ k is at k, and so are its box and its score
 
@@ -173,8 +179,11 @@ def test_organs_known_by_boxes_alone_cost_no_mask():
 
 def test_walls_outside_of_the_cube_are_not_asked_for():
     image, target = scene(0)
-    network = refiner(noise=(0.0, 0.0), margin=0.0, least=-1.0)  # cubes smaller than the organ: each wall is outside
-    assert float(refiner_terms(network.train()(image, target))["walls"]) == 0
+    refined = refiner().train()(image, target)
+    outside = {**refined, "wanted": torch.where(refined["wanted"] < 0.5, -0.2, 1.1)}
+    assert float(refiner_terms(outside)["walls"]) == 0
+    outside["wanted"][0, 0, 0] = 0.2
+    assert float(refiner_terms(outside)["walls"]) > 0
 
 
 def test_it_stands_behind_the_decoder(small_network):
@@ -208,3 +217,61 @@ def test_targets_are_asked_for():
         refiner()(torch.rand(1, 1, *SHAPE), None)
     with pytest.raises(ValueError, match="multiple of 8"):
         ROIRefiner(3, size=20)
+    with pytest.raises(ValueError, match="at least 16, got 8"):
+        ROIRefiner(3, size=8)
+
+
+def test_it_is_trained_on_as_many_organs_as_there_are():
+    image, target = scene(0)
+    for per_image, shown in ((1, 1), (2, 2), (3, 2)):
+        refined = refiner(per_image=per_image).train()(image, target)
+        places = {tuple(cube.flatten().tolist()) for cube in refined["shown"] > 0.5}
+        assert len(refined["there"]) == per_image and len(places) >= shown
+
+
+def test_cubes_are_the_same_under_autocast():
+    volume = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[[3.0, 2, 5, 9, 10, 12]]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = sample_boxes(volume, boxes, 8)
+    assert half.dtype == torch.float32 and torch.equal(half, sample_boxes(volume, boxes, 8))
+
+
+def test_processes_with_unequal_shares_of_a_batch_cost_what_the_whole_batch_does():
+    """Two images here and one there: the mean of their losses is that of three images."""
+    images, targets = zip(*[(image, target) for seed in range(3) for image, (target,) in [scene(seed)]], strict=True)
+    torch.manual_seed(1)
+    refined = refiner().train()(torch.cat(images), targets)
+    parts = [({k: v[rows] for k, v in refined.items()}, n) for rows, n in ((slice(0, 4), 2), (slice(4, 6), 1))]
+    loss = RefinerLoss(average=lambda own: torch.full_like(own, 1.5))
+    costs = [loss(part, [None] * n)["loss"] for part, n in parts]
+    torch.testing.assert_close(sum(costs) / 2, RefinerLoss()(refined, targets)["loss"])
+
+
+@pytest.mark.parametrize("amp_dtype", [None, "bfloat16"])
+def test_organs_are_looked_at_again_in_each_window_and_in_a_padded_one(trained, small_network, amp_dtype):
+    """Of a decoder that knows where they are, moved: of several windows those that hold an organ say where it ends."""
+    image, (target,) = scene(4)
+    shape = torch.tensor(SHAPE).repeat(2)
+    truth = centre_to_corners(target["boxes"]) * shape
+
+    class Decoder(torch.nn.Module):
+        def forward(self, window: torch.Tensor) -> dict[str, torch.Tensor]:
+            start = next(s for s in starts if torch.equal(window[0, 0], padded[s : s + size[0]]))
+            inside = truth - torch.tensor([start, 0, 0, start, 0, 0])
+            seen = (inside[:, 3] > 0) & (inside[:, 0] < size[0])
+            low, high = inside[:, :3].clamp(min=0), torch.minimum(inside[:, 3:], torch.tensor(size))
+            moved = torch.cat([low + 0.6, torch.maximum(high - 0.6, low + 2)], dim=1)
+            logits = torch.where(torch.eye(2).bool() & seen[:, None], 5.0, -5.0)
+            output = {"logits": torch.cat([torch.zeros(2, 1), logits], 1)[None], "boxes": normalise(moved, size)[None]}
+            return trained.refine(window, output)
+
+    for size in ((20, 24, 20), (40, 28, 24)):
+        padded = torch.nn.functional.pad(
+            image[0, 0], [n for a, b in zip(size, SHAPE, strict=True) for n in (max(a - b, 0), 0)][::-1]
+        )
+        starts = range(SHAPE[0])
+        with torch.inference_mode():
+            (found,) = DetectionInferer(size, amp_dtype=amp_dtype)(image, Decoder())
+        assert (found["scores"] > 0.5).all()
+        assert (found["boxes"] - truth).abs().mean() < 0.45 and (found["boxes"] - truth).abs().max() < 1.2
