@@ -40,7 +40,8 @@ def prepare_batch(
     image : Tensor of shape (B, 1, X, Y, Z)
     targets : list of dict
         For each image ``boxes`` (M, 6) normalised centre boxes, ``labels`` (M,), ``annotated`` (K,) and ``mask`` (X,
-        Y, Z). Where the samples say whether they have a mask, ``has_mask``, those without ``segmented`` no organ.
+        Y, Z). Where the samples say whether they have a mask, ``has_mask``, those without ``segmented`` no organ. Where
+        samples have one, ``seed``, an int, for what the network draws itself.
     """
     image = _plain(batch["image"]).to(device, non_blocking=non_blocking)
     window = tuple(image.shape[2:])
@@ -57,6 +58,8 @@ def prepare_batch(
     ]
     for target, has_mask in zip(targets, batch.get("has_mask", ()), strict=False):
         target["segmented"] = target["annotated"] & has_mask
+    for target, seed in zip(targets, batch.get("seed", ()), strict=False):
+        target["seed"] = seed
     return image, targets
 
 

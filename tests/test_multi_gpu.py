@@ -20,10 +20,9 @@ from tests.test_bundle import CONFIGS, overrides
 
 #: Of one step's terms and of the weights after two epochs; a mistake in sharing a batch shows from 1e-3 on.
 TOLERANCE = 5e-5
-#: Without the refiner: which organs it looks at is drawn in each process.
 DELTAS = {
-    "training": ("train.json", "refiner/none.json", "multi_gpu_train.json"),
-    "evaluating": ("train.json", "refiner/none.json", "evaluate.json", "multi_gpu_evaluate.json"),
+    "training": ("train.json", "multi_gpu_train.json"),
+    "evaluating": ("train.json", "evaluate.json", "multi_gpu_evaluate.json"),
 }
 
 
@@ -65,9 +64,7 @@ def together(phantoms, tmp_path_factory):
 def alone(phantoms, tmp_path_factory):
     """Folder of the same run by one process; four cases in a batch."""
     out = tmp_path_factory.mktemp("alone")
-    workflow(
-        CONFIGS, "train", ["train", "refiner/none"], run_id="training", **options(phantoms, out, batch_size=4)
-    ).run()
+    workflow(CONFIGS, "train", ["train"], run_id="training", **options(phantoms, out, batch_size=4)).run()
     return out
 
 
@@ -75,7 +72,9 @@ def test_two_processes_train_what_one_does(alone, together):
     ours, theirs = (torch.load(out / "last.pt", weights_only=True) for out in (together, alone))
     for part in ("network", "ema"):
         for name, weight in theirs["parts"][part].items():
-            assert torch.allclose(ours["parts"][part][name], weight, rtol=0, atol=TOLERANCE), name
+            off = (ours["parts"][part][name] - weight).abs()
+            # In the refiner single weights have a gradient of nothing but rounding, which Adam makes whole steps of.
+            assert (off.mean() if name.startswith("refiner.") else off.max()) < TOLERANCE, name
     assert ours["iteration"] == theirs["iteration"] == 4
     ours, theirs = (json.loads((out / "history.json").read_text()) for out in (together, alone))
     assert len(ours) == len(theirs) == 2
@@ -98,11 +97,7 @@ def test_evaluation_counts_each_case_once_and_tells_it_once(phantoms, together, 
     printed = torchrun("evaluating", **options(phantoms, tmp_path / "two", **given))
     assert printed.count("3 cases, at most") == printed.count("saved in") == 1
     workflow(
-        CONFIGS,
-        "eval",
-        ["train", "refiner/none", "evaluate"],
-        run_id="evaluating",
-        **options(phantoms, tmp_path / "one", **given),
+        CONFIGS, "eval", ["train", "evaluate"], run_id="evaluating", **options(phantoms, tmp_path / "one", **given)
     ).run()
     two, one = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("two", "one"))
     assert two["num_cases"] == 3 and two == one, "to the last bit"

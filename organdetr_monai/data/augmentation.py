@@ -285,3 +285,17 @@ class RandIntensityd(RandomizableTransform, MapTransform):
                 values = (plain(d[key]) * self.factor + self.offset).clamp_(0, 1)
                 d[key] = with_affine(values, affine_of(d[key]), d[key])
         return d
+
+
+class RandSeedd(RandomizableTransform):
+    """Put a random number into ``seed`` of each sample, for what is drawn later: by the network, on its device.
+
+    Such draws then belong to the sample, like all its augmentation, and not to the process that happens to have it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Add ``seed``, an int of 32 bits."""
+        return {**data, "seed": int(self.R.randint(2**32, dtype="int64"))}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,10 +123,9 @@ class ROIRefiner(nn.Module):
             nn.Conv1d(width, width, 5, padding=2),
         )
         self.axis_embedding = nn.Embedding(num_classes, 3 * width)
-        self.walls = nn.Conv1d(width, 2, 1)
+        self.walls = nn.Conv1d(width, 2, 1, bias=False)  # one would shift all places alike, which softmax does not see
         # Hardly a say at the start: the first walls are those of the box that it looks at.
         nn.init.normal_(self.walls.weight, std=1e-3)
-        nn.init.zeros_(cast(Tensor, self.walls.bias))
 
     def forward(self, image: Tensor, targets: Targets | None) -> dict[str, Tensor]:
         """Look at some organs of each image, their boxes moved; in training.
@@ -135,7 +134,8 @@ class ROIRefiner(nn.Module):
         ----------
         image : Tensor of shape (B, 1, X, Y, Z)
         targets : sequence of dict
-            As :class:`organdetr_monai.losses.DetectionLoss` takes them.
+            As :class:`organdetr_monai.losses.DetectionLoss` takes them; ``seed``, an int, where an image has one,
+            decides which organs it looks at and how their boxes are moved, whichever process has the image.
 
         Returns
         -------
@@ -150,9 +150,9 @@ class ROIRefiner(nn.Module):
             raise ValueError("the refiner needs the targets in training")
         shape = _corner(image)
         drawn = [self._draw(target) for target in targets]
-        boxes, labels, there, masked = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        boxes, labels, there, masked, off = (torch.stack(parts) for parts in zip(*drawn, strict=True))
         truth = centre_to_corners(boxes) * shape  # (B, R, 6)
-        moved = self._moved(truth)
+        moved = self._moved(truth, off)
         cubes = self.around(moved)
         mask, walls = self._look(image, moved, cubes, labels)
         organ = (torch.stack([t["mask"] for t in targets])[:, None] == labels[:, :, None, None, None]).float()
@@ -208,24 +208,29 @@ class ROIRefiner(nn.Module):
         margin = (self.margin * (stop - start)).clamp(min=self.least)
         return torch.cat([start - margin, stop + margin], dim=-1)
 
-    def _draw(self, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes (R, 6), labels (R,), whether there is one (R,), whether the mask shows it (R,)."""
+    def _draw(self, target: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Boxes (R, 6), labels (R,), whether there is one (R,), whether the mask shows it (R,), and how far each wall
+        is moved (R, 6), in deviations.
+        """
         boxes, labels = target["boxes"].float(), target["labels"]
+        device, count = boxes.device, self.per_image
+        random = torch.Generator(device).manual_seed(target["seed"]) if "seed" in target else None
+        spread = 0.5 + torch.rand(count, 1, generator=random, device=device)
+        off = torch.randn(count, 6, generator=random, device=device) * spread
         if not len(labels):  # a place in the batch all the same: shapes depend on no image
-            whole = boxes.new_tensor([[0.5] * 3 + [1.0] * 3]).expand(self.per_image, -1)
-            none = boxes.new_zeros(self.per_image)
-            return whole, labels.new_ones(self.per_image), none, none
-        some = torch.randperm(len(labels), device=labels.device)
-        chosen = some[torch.arange(self.per_image, device=labels.device) % len(labels)]
+            whole = boxes.new_tensor([[0.5] * 3 + [1.0] * 3]).expand(count, -1)
+            none = boxes.new_zeros(count)
+            return whole, labels.new_ones(count), none, none, off
+        some = torch.randperm(len(labels), generator=random, device=device)
+        chosen = some[torch.arange(count, device=device) % len(labels)]
         labels = labels[chosen]
         known = target.get("segmented", target["annotated"])[labels - 1].float()
-        return boxes[chosen], labels, boxes.new_ones(self.per_image), known
+        return boxes[chosen], labels, boxes.new_ones(count), known, off
 
-    def _moved(self, boxes: Tensor) -> Tensor:
-        """Boxes (..., 6) with each wall moved at random, no smaller than a few voxels."""
+    def _moved(self, boxes: Tensor, off: Tensor) -> Tensor:
+        """Boxes with walls moved by so many deviations, both (..., 6), no smaller than a few voxels."""
         size = boxes[..., 3:] - boxes[..., :3]
-        deviation = self.noise[0] + self.noise[1] * torch.cat([size, size], dim=-1)
-        moved = boxes + torch.randn_like(boxes) * (0.5 + torch.rand_like(boxes[..., :1])) * deviation
+        moved = boxes + off * (self.noise[0] + self.noise[1] * torch.cat([size, size], dim=-1))
         centre = (moved[..., :3] + moved[..., 3:]) / 2
         half = ((moved[..., 3:] - moved[..., :3]) / 2).clamp(min=1.5)
         return torch.cat([centre - half, centre + half], dim=-1)
