@@ -77,7 +77,7 @@ def merge_windows(
     cut_low = (boxes[:, :3] <= start + margin) & (start > 0)
     cut_high = (boxes[:, 3:] >= stop - margin) & (stop < size)
     cut = np.concatenate([cut_low, cut_high], axis=1)  # (W, 6)
-    # Softmax scores lie in [0, 1]: halving a piece lets a whole organ win unless the network doubts it.
+    # Scores lie in [0, 1]: halving a piece lets a whole organ win unless the network doubts it.
     best = int(np.argmax(scores * np.where(cut.any(axis=1), 0.5, 1.0)))
     box, open_faces = boxes[best].copy(), cut[best].copy()
     candidates = scores >= piece_score * scores[best]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from organdetr_monai.networks.roi_refiner import SHARP, expected_walls
+from organdetr_monai.networks.roi_refiner import expected_walls
 
 __all__ = ["RefinerLoss", "refiner_terms"]
 
@@ -36,7 +36,7 @@ def refiner_terms(refined: Mapping[str, Tensor], *, share: float | Tensor = 1.0)
     there = refined["there"][:, None, None] * ((wanted > 0) & (wanted < 1))
     away = (expected_walls(walls)[0] - wanted).abs() * n * refined["cells"][..., None]
     cells = (torch.arange(n, device=walls.device, dtype=torch.float32) + 0.5) / n
-    target = torch.softmax(-(((cells - wanted[..., None]) * n / SHARP) ** 2) / 2, dim=-1)
+    target = torch.softmax(-(((cells - wanted[..., None]) * n) ** 2) / 2, dim=-1)
     entropy = -(target * walls.log_softmax(-1)).sum(-1)
     mask, shown = refined["mask"].float(), refined["shown"].float()
     known = refined["masked"] * refined["there"]

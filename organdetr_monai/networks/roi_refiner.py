@@ -8,7 +8,6 @@ random, so that it learns from the first step on and waits for no decoder.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ __all__ = ["ROIRefiner", "expected_iou", "expected_walls", "sample_boxes"]
 
 MINIMUM = 16  # cells; of half as many the coarsest map would be one cell, which has no variance to normalise by
 SPREAD = 2.0  # cells; how far from where it was a wall is looked for before anything is learned
-SHARP = 1.0  # cells; deviation of the Gaussian that a wall is trained to be
+SHARE_OF_IOU = 0.25  # in the score; with more, of several windows the surest wins, not the one that sees the organ best
 IMPOSSIBLE = -30.0  # logit of a class that a refined box is not of; finite, so that an exported graph stays so
 
 
@@ -179,9 +178,10 @@ class ROIRefiner(nn.Module):
         Returns
         -------
         dict
-            The same for K queries: query ``k`` is organ ``k + 1``, else none. Its probability is that of the decoder's
-            best query times the IoU that is expected of the new box: what is sure ranks before what is vague (as in
-            FCOS, Tian et al. 2022, and :func:`organdetr_monai.networks.quality.rated`).
+            The same for K queries: query ``k`` is organ ``k + 1``, else none. Its probability is a weighted geometric
+            mean: that of the decoder's best query and, by :data:`SHARE_OF_IOU`, the IoU that is expected of the new
+            box. What is sure ranks before what is vague (as in FCOS, Tian et al. 2022), and an organ that is surely
+            there has more than 0.5 even if its box is vague.
         """
         score, query = output["logits"].float().softmax(-1)[..., 1:].max(dim=1)  # (B, K)
         boxes = output["boxes"].float().gather(1, query[..., None].expand(-1, -1, 6))
@@ -192,7 +192,7 @@ class ROIRefiner(nn.Module):
         _, walls = self._look(image, corners, cubes, labels)
         place, deviation = expected_walls(walls)
         place = place.sort(dim=-1).values  # begin and end
-        score = score * expected_iou(place, deviation).view_as(score)
+        score = score ** (1 - SHARE_OF_IOU) * expected_iou(place, deviation).view_as(score) ** SHARE_OF_IOU
         place = place.transpose(1, 2).reshape(*labels.shape, 2, 3)
         low, high = cubes.view(*labels.shape, 2, 3).unbind(2)
         corners = (low[:, :, None] + place * (high - low)[:, :, None]).flatten(2) / shape
@@ -296,22 +296,20 @@ def _block(inside: int, outside: int, stride: int = 1) -> nn.Module:
 
 
 def expected_walls(walls: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean place of each wall in [0, 1] of the cube, and how far it may be from there: (R, 3, 2, n) to (R, 3, 2).
-
-    That is the mean absolute deviation beyond the one of a wall as it is wished for, which is :data:`SHARP`.
-    """
+    """Mean place of each wall in [0, 1] of the cube, and its mean absolute deviation: (R, 3, 2, n) to (R, 3, 2)."""
     cells = _cells(walls, walls.shape[-1])
     share = walls.float().softmax(-1)
     mean = (share * cells).sum(-1)
-    deviation = (share * (cells - mean[..., None]).abs()).sum(-1)
-    return mean, (deviation - SHARP * math.sqrt(2 / math.pi) / walls.shape[-1]).clamp(min=0)
+    return mean, (share * (cells - mean[..., None]).abs()).sum(-1)
 
 
 def expected_iou(place: Tensor, deviation: Tensor) -> Tensor:
     """IoU with the truth of a box whose walls may be off by so much: (R, 3, 2) of begin and end to (R,).
 
     Along each axis as if the walls were off by their deviations and half of that lay inside the box, the other
-    half outside; the product over the axes.
+    half outside; the product over the axes. Cautious: a wall is trained to be a Gaussian of one cell, so that even the
+    sharpest is off by 0.8 cells. Without these boxes rank worse, and expect more than the IoU that they turn out to
+    have.
     """
     size, off = place[..., 1] - place[..., 0], deviation.sum(-1) / 2
     return ((size - off).clamp(min=0) / (size + off).clamp(min=1e-6)).prod(-1)
