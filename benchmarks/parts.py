@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from typing import Any
 
 import torch
 from build import network
@@ -16,12 +17,29 @@ def parts(net: nn.Module) -> dict[str, nn.Module]:
     """Parts that are timed; none lies in another."""
     named = {f"backbone stage {i + 1}": stage for i, stage in enumerate(net.backbone.stages)}
     named |= {f"MSA at stride {2 ** net.backbone.levels[i]}": level for i, level in enumerate(net.encoder.levels)}
-    return named | {"decoder": net.decoder}
+    named["decoder"] = net.decoder
+    return named if net.refiner is None else named | {"second look": net.refiner}
+
+
+class SecondLook(nn.Module):
+    """A refiner's `refine` as the forward pass of a module, which hooks can time and counters count."""
+
+    def __init__(self, refiner: nn.Module) -> None:
+        super().__init__()
+        self.refiner = refiner
+
+    def forward(self, *args: Any) -> dict[str, torch.Tensor]:
+        return self.refiner.refine(*args)
+
+    refine = nn.Module.__call__
 
 
 def profile(size: str, shape: tuple[int, int, int], repeat: int = 5) -> list[list[object]]:
     """Rows (part, ms, share of time, GFLOP, GFLOP/s); what lies between the parts is "rest"."""
-    net = network(size).eval()
+    net = network(size)
+    if net.refiner is not None:
+        net.refiner = SecondLook(net.refiner)
+    net.eval()
     image = torch.rand(1, 1, *shape)
     spent: dict[str, float] = defaultdict(float)
     started: dict[str, float] = {}
