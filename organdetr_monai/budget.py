@@ -105,6 +105,7 @@ class TrainingBudget:
         self._seconds = {kind: self._seconds[kind] + more for kind, more in zip(("cpu", "wall"), passed, strict=True)}
         self._mark = now
         if self.share >= 1:
+            logger.info("the budget of %g %s is used up in epoch %d", self.limit, self.unit, engine.state.epoch)
             # Not Engine.terminate: the epoch is to be completed, with its validation and its files.
             engine.state.max_epochs = engine.state.epoch
             engine.terminate_epoch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -36,7 +37,10 @@ def save_atomically(obj: Any, path: Path) -> None:
         torch.save(obj, draft)
 
 
-SETTINGS = ("organs", "spacing", "window", "hu_window", "channels", "hidden_dim", "num_queries", "num_kinds")
+SETTINGS = (
+    *("organs", "spacing", "window", "hu_window", "channels", "hidden_dim", "num_queries", "num_kinds"),
+    "refiner_size",
+)
 
 
 def load_settings(path: str | Path) -> dict[str, Any]:
@@ -166,6 +170,7 @@ class TrainingState:
         try:
             state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
             self._check_settings(state["settings"])
+            self._check_parts(state["parts"])
             for name, part in self.parts.items():
                 saved = state["parts"][name]
                 if isinstance(part, torch.optim.lr_scheduler.LambdaLR):
@@ -200,6 +205,17 @@ class TrainingState:
                 f"the run in {self.path.parent} was of other {', '.join(changed)} ({key} was {before.get(key)}, is "
                 f"{now.get(key)}).",
                 "Give the same again, another --ckpt_dir, or --resume False to start anew.",
+            )
+
+    def _check_parts(self, before: Mapping[str, Any]) -> None:
+        for name in sorted(before.keys() ^ self.parts.keys()):
+            with_it, without = ("was begun", "goes on") if name in before else ("goes on", "was begun")
+            raise InputError(
+                f"the run in {self.path.parent} {with_it} with a {name} and {without} without one.",
+                f"Give the configs that it was begun with, {'and' if name in before else 'none that adds'} "
+                f"configs/{name}.json, another --ckpt_dir, or --resume False to start anew."
+                if name == "budget"
+                else "Give the configs that it was begun with, another --ckpt_dir, or --resume False to start anew.",
             )
 
     def store(self, engine: Any) -> None:
@@ -253,6 +269,26 @@ def keep_weights(path: Path) -> None:
     logger.info("the weights that were in %s are in %s now", path.parent, copy)
 
 
+def weights_id(path: str | Path) -> str:
+    """Which weights a file holds, for results to name: ``sha256:`` and the first 16 digits that ``sha256sum`` prints.
+
+    Raises
+    ------
+    InputError
+        There is no such file.
+    """
+    path = _weights_file(path)
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()[:16]}"
+
+
+def _weights_file(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there are no weights at {path}.", "Train first, or name the file with --ckpt_path.")
+    return path
+
+
 def load_weights(
     network: nn.Module, path: str | Path, *, device: str | torch.device = "cpu", fresh: str | None = None
 ) -> nn.Module:
@@ -271,9 +307,7 @@ def load_weights(
     InputError
         The file is missing, is no checkpoint, or belongs to another architecture; the first differing names are given.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"there are no weights at {path}.", "Train first, or name the file with --ckpt_path.")
+    path = _weights_file(path)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
@@ -283,8 +317,13 @@ def load_weights(
     own = {name: weight for name, weight in network.state_dict().items() if not name.startswith(EXTRA_QUERIES)}
     if not isinstance(state, Mapping):
         raise InputError(f"{path} holds a {type(state).__name__}, not a state dict.", "Give a model.pt of this bundle.")
+    if {"parts", "epoch"} <= state.keys():
+        raise InputError(f"{path} is the state of a training.", f"Give {beside(path, 'model.pt')}, its best weights.")
     if fresh is not None and not any(name.startswith(f"{fresh}.") for name in state):
         own = {name: weight for name, weight in own.items() if not name.startswith(f"{fresh}.")}
+        logger.info("%s has no %s: it is trained from the start", path, fresh)
+    elif fresh is not None:
+        logger.info("%s has a %s, which is trained further", path, fresh)
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     refiner = {name for name in own if name.startswith("refiner.")}
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != getattr(state[k], "shape", None)]
@@ -292,12 +331,15 @@ def load_weights(
         example = f"first missing: {missing[0]}" if missing else f"first unknown: {extra[0]}" if extra else ""
         if wrong:
             example = f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, the network {tuple(own[wrong[0]].shape)}"
+        remedy = "Use the configs, organs and deltas it was trained with."
+        if refiner and set(missing) == refiner and not extra and not wrong:
+            remedy = "Give configs/refiner/none.json: it has no second look at each organ; refiner/add.json trains one."
+        elif not missing and not wrong and all(name.startswith("refiner.") for name in extra):
+            remedy = "Give configs/refiner/default.json, last: it has a second look at each organ."
         raise InputError(
             f"{path} belongs to another architecture ({len(missing)} missing, {len(extra)} unknown, {len(wrong)} of "
             f"another shape; {example}).",
-            "Give configs/refiner/none.json: it has no second look at each organ; refiner/add.json trains one."
-            if missing and set(missing) == refiner and not extra and not wrong
-            else "Use the configs, organs and deltas it was trained with.",
+            remedy,
         )
     network.load_state_dict(state, strict=False)  # all of its own is there
     return network

@@ -75,7 +75,9 @@ def detect(
         print(f"{len(report.done)} done{partly}, {len(report.failed)} failed, results in {output}")
         if empty := [name for name, detections in report.done.items() if not detections.present]:
             print(f"no organ found in {', '.join(empty)}")
-        print(f"the weights know: {', '.join(report.organs)}")
+        if report.doubtful:
+            print(f"no CT in HU, it seems, and boxes that mean nothing: {', '.join(report.doubtful)}")
+        print(f"the weights know: {', '.join(report.organs)}; on scans of another region they find what is not there")
     return 1 if report.failed or report.unreported else 0
 
 

@@ -70,6 +70,8 @@ class DetectReport:
         Name of the case, or input that leads to no scan, and the reason.
     unreported : dict from str to str
         Cases among those done of which only the DICOM report failed, and the reason.
+    doubtful : dict from str to str
+        Cases among those done that look like something else than a CT in HU, and why.
     organs : tuple of str
         All that the weights know.
     """
@@ -77,6 +79,7 @@ class DetectReport:
     done: dict[str, Detections]
     failed: dict[str, str]
     unreported: dict[str, str]
+    doubtful: dict[str, str]
     organs: tuple[str, ...]
 
 
@@ -126,6 +129,7 @@ def detect_folder(
     scans, failed = _find(inputs, output, quiet=quiet)
     done: dict[str, Detections] = {}
     unreported: dict[str, str] = {}
+    doubtful: dict[str, str] = {}
     with ReadAhead(scans) as ahead:
         from organdetr_monai.detector import OrganDetector  # seconds, in which the first scan is inflated
 
@@ -136,40 +140,40 @@ def detect_folder(
         for scan, reading in bar:
             folder = output / scan.name
             try:
-                done[scan.name] = _detect(detector, scan, reading, folder, wanted, crop=options.crop, quiet=quiet)
+                done[scan.name], doubt = _detect(detector, reading, folder, wanted, crop=options.crop)
             except Exception as error:  # whatever it is, the other scans want their results
                 failed[scan.name] = _reason(error)
                 if folder.exists():
                     failed[scan.name] += f" {folder} holds files of an earlier or unfinished run."
                 _complain(scan, failed, error, debug=debug)
                 continue
+            if doubt is not None:
+                doubtful[scan.name] = doubt
+                if not quiet:
+                    _say(f"{scan.name}: warning: {doubt}")
             try:
                 if options.report:
                     _report(done[scan.name], scan, folder)
             except Exception as error:
                 unreported[scan.name] = f"no DICOM report: {_reason(error)}"
                 _complain(scan, unreported, error, debug=debug)
-    write_table(done.items(), output / "summary.csv", failed=failed, notes=unreported)
-    return DetectReport(done, failed, unreported, detector.organs)
+    write_table(done.items(), output / "summary.csv", failed=failed, notes=unreported, doubts=doubtful)
+    return DetectReport(done, failed, unreported, doubtful, detector.organs)
 
 
 def _detect(
     detector: OrganDetector,
-    scan: Scan,
     reading: Future[tuple[MetaTensor, str | None]],
     folder: Path,
     organs: Sequence[str],
     *,
     crop: float | None,
-    quiet: bool,
-) -> Detections:
-    """One case, written to its folder."""
+) -> tuple[Detections, str | None]:
+    """One case, written to its folder, and what makes it look like something else than a CT in HU."""
     volume, doubt = reading.result()
-    if doubt is not None and not quiet:
-        _say(f"{scan.name}: warning: {doubt}")
     detections = detector(volume).select(organs)
     write_results(detections, volume[0].numpy(), folder, crop=crop)
-    return detections
+    return detections, doubt
 
 
 def _report(detections: Detections, scan: Scan, folder: Path) -> None:

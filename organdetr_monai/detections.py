@@ -28,10 +28,20 @@ STATUSES = ("present", "absent")
 
 @dataclass(frozen=True)
 class Model:
-    """Who says so: name and version of the model."""
+    """Who says so.
+
+    Attributes
+    ----------
+    name, version : str
+        Of the bundle.
+    weights : str, optional
+        Which weights: :func:`organdetr_monai.checkpoints.weights_id` of their file, which an exported model keeps. None
+        where that is not known.
+    """
 
     name: str
     version: str
+    weights: str | None = None
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def to_dict(detections: Detections) -> dict:
         "units": "mm",
         "shape": list(detections.shape),
         "affine_ras": detections.affine.tolist(),
-        "model": {"name": detections.model.name, "version": detections.model.version},
+        "model": model_to_dict(detections.model),
         "organs": [_organ_to_dict(entry) for entry in detections.organs],
     }
 
@@ -50,6 +50,11 @@ def _organ_to_dict(entry: OrganDetection) -> dict:
         "center_mm": None if box is None else box.center.tolist(),
         "size_mm": None if box is None else box.size.tolist(),
     }
+
+
+def model_to_dict(model: Model) -> dict:
+    """Who made a result."""
+    return {"name": model.name, "version": model.version, "weights": model.weights}
 
 
 def box_to_dict(box: OrientedBox) -> dict:
@@ -83,7 +88,7 @@ def from_dict(document: Mapping) -> Detections:
             organs=tuple(_organ_from_dict(entry) for entry in document["organs"]),
             affine=np.asarray(document["affine_ras"], dtype=np.float64),
             shape=tuple(document["shape"]),
-            model=Model(model["name"], model["version"]),
+            model=Model(model["name"], model["version"], model.get("weights")),
             image=document.get("image"),
             series_uid=document.get("series_uid"),
         )

@@ -35,7 +35,8 @@ def input_error(error: BaseException | None) -> InputError | None:
 
 
 def show_input_errors_briefly() -> None:
-    """From here on an :class:`InputError` that ends the program shows as one line; everything else keeps its traceback.
+    """From here on an :class:`InputError` that ends the program, or Ctrl-C, shows as one line; all else keeps its
+    traceback.
 
     Configs call it first thing in ``initialize``: a wrong path would else end in MONAI's "Failed to evaluate" under
     a page of traceback.
@@ -43,10 +44,11 @@ def show_input_errors_briefly() -> None:
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        found = input_error(error)
-        if found is None:
-            before(kind, error, trace)
-        else:
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+        elif (found := input_error(error)) is not None:
             print(f"error: {found}", file=sys.stderr)
+        else:
+            before(kind, error, trace)
 
     sys.excepthook = hook

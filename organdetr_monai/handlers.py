@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from ignite.engine import Engine, Events
@@ -15,6 +15,9 @@ from ignite.handlers import ProgressBar
 from torch import Tensor
 
 from organdetr_monai.errors import InputError
+
+if TYPE_CHECKING:
+    from organdetr_monai.detections import Model
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ class DetectionsSaver:
     output_dir : path
     organs : sequence of str
         Of the model; ``organs[k]`` has id ``k + 1``.
-    model_name, model_version : str
+    model : Model
         What the files say made them.
     threshold : float or mapping from organ to float
         From this score up an organ is present.
@@ -110,14 +113,11 @@ class DetectionsSaver:
         output_dir: str | Path,
         organs: Sequence[str],
         *,
-        model_name: str,
-        model_version: str,
+        model: Model,
         threshold: float | Mapping[str, float] = 0.5,
     ) -> None:
-        from organdetr_monai.detections import Model
-
         self.output_dir, self.organs, self.threshold = Path(output_dir), list(organs), threshold
-        self.model = Model(model_name, model_version)
+        self.model = model
         self.failed: list[str] = []
         self.done = 0
 

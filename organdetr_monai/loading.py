@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,13 @@ def configured(
     if device is not None:
         parser["device"] = f"$torch.device({str(check_device(device))!r})"
     weights = Path(parsed(parser, "ckpt_path"))
-    parser.update(settings_of(weights))  # over any delta: they are what the weights are
+    settings = settings_of(weights)
+    if strange := sorted(settings.keys() - parser.get().keys()):
+        raise InputError(
+            f"{weights} are weights of another kind of model: {names[0]} has no {strange[0]}.",
+            f"Use the command that they are for, or weights for this one, such as {_shipped_for(config)}.",
+        )
+    parser.update(settings)  # over any delta: they are what the weights are
     if not weights.is_file():
         raise InputError(f"The bundle {root} has no weights: there is no {weights}.", _TRAIN)
     return parser
@@ -68,8 +74,8 @@ def _locate(model: str | os.PathLike | None, names: Sequence[Path]) -> tuple[Pat
         return path, config, None
     if not path.is_file():
         remedy = "Give a bundle's folder, a .pt file, or the name of weights that come with this bundle"
-        shipped = sorted(folder.parent.name for folder in (DEFAULT_BUNDLE / "models").glob("*/model.pt"))
-        raise InputError(f"The model {path} does not exist.", f"{remedy}: {', '.join(shipped) or 'it has none'}.")
+        own = config_of(DEFAULT_BUNDLE)
+        raise InputError(f"The model {path} does not exist.", f"{remedy}: {_shipped_for(own) or 'it has none'}.")
     if path.suffix != ".pt":
         raise InputError(f"{path} is neither a bundle's folder nor a .pt, .onnx or .ts file.", "Give one of these.")
     owner = path.resolve().parents[1]
@@ -82,6 +88,13 @@ def _shipped(path: Path) -> Path:
     """The folder of weights that comes with the bundle, if `path` is no file but the name of one."""
     own = DEFAULT_BUNDLE / "models" / path
     return own if len(path.parts) == 1 and not path.exists() and (own / "model.pt").is_file() else path
+
+
+def _shipped_for(config: Path | None) -> str:
+    """Names of the weights that come with the bundle and are of a config's kind of model."""
+    known = ConfigParser.load_config_file(config).keys() if config is not None else set()
+    weights = sorted((DEFAULT_BUNDLE / "models").glob("*/model.pt"))
+    return ", ".join(path.parent.name for path in weights if settings_of(path).keys() <= known)
 
 
 def _read_config(config: Path, deltas: Sequence[str | os.PathLike]) -> ConfigParser:
@@ -119,11 +132,8 @@ def mended(call: Callable, *args: Any) -> Any:
 
 
 def model_of(parser: ConfigParser) -> Model:
-    """What the config's saver of results writes into the results of ``python -m monai.bundle run``."""
-    for i, handler in enumerate(parser.get("handlers") or []):
-        if isinstance(handler, Mapping) and str(handler.get("_target_")).endswith(("DetectionsSaver", "LesionsSaver")):
-            return Model(*(str(parsed(parser, f"handlers::{i}::{key}")) for key in ("model_name", "model_version")))
-    raise InputError("The config's handlers have no saver of results.", f"Start from the {CONFIG} of this project.")
+    """What ``python -m monai.bundle run`` writes into its results, too."""
+    return parsed(parser, "model_info")
 
 
 def check_device(device: torch.device | str) -> torch.device:

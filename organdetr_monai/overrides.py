@@ -6,6 +6,7 @@ import ast
 import difflib
 import inspect
 import itertools
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["check_overrides"]
 
 #: What MONAI itself reads: the arguments of ``run``, and the settings of its experiment tracking.
 _ARGUMENTS = {name for name, p in inspect.signature(run).parameters.items() if p.kind is not p.VAR_KEYWORD}
+#: What the same thing is called by `organdetr`.
+_ELSEWHERE = {"model": "ckpt_path", "output": "output_dir"}
 _TRACKING = {"output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config"}
 
 
@@ -45,11 +48,12 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     given = dict(_options(words))
     if "args_file" in given:
         return
+    files = _files(given.get("config_file", ""))
     parser = ConfigParser()
-    parser.read_config(_files(given.get("config_file", "")))
+    parser.read_config(files)
     config = parser.get()
     for option in given:
-        _check(option, config)
+        _check(option, config, files)
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -67,7 +71,16 @@ def _files(given: str) -> list[str]:
     return given.split(",")
 
 
-def _check(option: str, config: Mapping[str, Any]) -> None:
+def _delta_with(key: str, files: Sequence[str]) -> str | None:
+    """A config beside those that were given that has a key and is to be given after others."""
+    for path in sorted(Path(files[0]).parent.rglob("*.json")) if files else []:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if key in content and "initialize" not in content:
+            return str(path)
+    return None
+
+
+def _check(option: str, config: Mapping[str, Any], files: Sequence[str]) -> None:
     first, *path = option.lstrip("+").replace("::", "#").split("#")
     if not path and first in _ARGUMENTS | _TRACKING:
         return
@@ -85,9 +98,13 @@ def _check(option: str, config: Mapping[str, Any]) -> None:
             return  # a reference: the part is written elsewhere
         if not inside and (depth == 0 or depth < len(path)):
             close = difflib.get_close_matches(key, known, n=1)
+            if depth == 0 and _ELSEWHERE.get(key) in known:
+                close = [_ELSEWHERE[key]]
             where = "#".join([first, *path][:depth])
-            meant = f"Did you mean --{'#'.join(filter(None, [where, close[0], *path[depth:]]))}?" if close else ""
-            raise InputError(
-                f"No config of this command knows --{option}.",
-                meant or f"There is no {key!r} {f'in {where}' if where else 'in them'}; see configs/train.json.",
-            )
+            delta = _delta_with(key, files) if depth == 0 else None
+            remedy = f"There is no {key!r} {f'in {where}' if where else 'in them'}; see {', '.join(files)}."
+            if close:
+                remedy = f"Did you mean --{'#'.join(filter(None, [where, close[0], *path[depth:]]))}?"
+            elif delta is not None:
+                remedy = f"There is no {key!r} in them; {delta} has it: name it after them in --config_file."
+            raise InputError(f"No config of this command knows --{option}.", remedy)

@@ -27,7 +27,7 @@ def make_result(*, affine: np.ndarray = STRAIGHT, **changes) -> Detections:
         "working_affine": affine,
         "affine": affine,
         "shape": SHAPE,
-        "model": Model("organ-detr", "0.1.0"),
+        "model": Model("organ-detr", "0.1.0", "sha256:0123456789abcdef"),
         "truncation_tolerance": 0.0,
         "image": "scans/case [1].nii.gz",
     }

@@ -1,5 +1,6 @@
 """What a run leaves on disk: it goes on from there, keeps its best, and says what does not fit."""
 
+import hashlib
 import json
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.optimizers import WarmupCosineSchedule
 
+from organdetr_monai.budget import TrainingBudget
 from organdetr_monai.checkpoints import (
     TrainingState,
     check_settings,
@@ -15,6 +17,7 @@ from organdetr_monai.checkpoints import (
     load_weights,
     save_atomically,
     settings_of,
+    weights_id,
 )
 from organdetr_monai.errors import InputError
 from organdetr_monai.networks import HybridQueries, ROIRefiner
@@ -91,6 +94,25 @@ def test_state_of_another_network_is_refused(tmp_path):
     handler = TrainingState(tmp_path, {"network": other.model}, other.model)
     with pytest.raises(InputError, match="cannot be resumed.*--ckpt_dir"):
         handler.restore(other.trainer)
+
+
+def test_run_with_another_set_of_parts_is_named(tmp_path):
+    model, engine = torch.nn.Linear(1, 1), SimpleNamespace(state=SimpleNamespace(epoch=1, iteration=3, max_epochs=5))
+    engine.state.device = "cpu"
+    plain, limited = {"network": model}, {"network": model, "budget": TrainingBudget(1)}
+    for name, begun, now, message in (
+        ("a", limited, plain, "was begun with a budget and goes on without one.*configs/budget.json"),
+        ("b", plain, limited, "goes on with a budget and was begun without one.*none that adds configs/budget.json"),
+    ):
+        TrainingState(tmp_path / name, begun, model).store(engine)
+        with pytest.raises(InputError, match=message):
+            TrainingState(tmp_path / name, now, model).restore(engine)
+
+
+def test_state_of_a_training_is_no_model(tmp_path):
+    Run(tmp_path, [0.1])(1)
+    with pytest.raises(InputError, match=r"last\.pt is the state of a training.*model\.pt"):
+        load_weights(torch.nn.Linear(1, 1, bias=False), tmp_path / "last.pt")
 
 
 def test_model_explains_itself(tmp_path):
@@ -220,6 +242,9 @@ def test_a_part_that_a_file_lacks_is_left_to_be_trained_if_asked_for(tmp_path, s
     save_atomically(plain.state_dict(), tmp_path / "plain.pt")
     with pytest.raises(InputError, match="first missing: refiner.*Give configs/refiner/none.json"):
         load_weights(refined, tmp_path / "plain.pt")
+    save_atomically(refined.state_dict(), tmp_path / "refined.pt")
+    with pytest.raises(InputError, match="first unknown: refiner.*Give configs/refiner/default.json"):
+        load_weights(plain, tmp_path / "refined.pt")
     own = refined.refiner.mask.weight.detach().clone()
     load_weights(refined, tmp_path / "plain.pt", fresh="refiner")
     assert torch.equal(refined.content, plain.content) and torch.equal(refined.refiner.mask.weight, own)
@@ -252,3 +277,15 @@ def test_wrong_checkpoint_is_named(tmp_path, small_network, write, message):
         write(path)
     with pytest.raises(InputError, match=message):
         load_weights(small_network(), path)
+
+
+def test_weights_have_an_id_of_their_own(tmp_path):
+    for name, value in (("a", 0.0), ("b", 1.0), ("c", 0.0)):
+        (tmp_path / name).mkdir()
+        torch.save({"w": torch.full((3,), value)}, tmp_path / name / "model.pt")
+    a, b, c = (weights_id(tmp_path / name / "model.pt") for name in "abc")
+    assert a == c != b
+    digest = hashlib.sha256((tmp_path / "a" / "model.pt").read_bytes()).hexdigest()
+    assert a == f"sha256:{digest[:16]}"
+    with pytest.raises(InputError, match="no weights at"):
+        weights_id(tmp_path / "none.pt")

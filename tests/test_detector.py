@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import hashlib
 import json
 
 import nibabel as nib
@@ -189,6 +190,31 @@ def test_missing_bundle_weights_and_files_are_named(bundle, tmp_path, monkeypatc
     monkeypatch.setattr(loading, "DEFAULT_BUNDLE", tmp_path)
     with pytest.raises(InputError, match=r"not part of a bundle"):
         OrganDetector.load()
+
+
+def test_weights_of_another_kind_of_model_are_named(tmp_path, monkeypatch):
+    bundle = make_bundle(tmp_path / "b")
+    for name, settings in (("phantom", {"spacing": 5.0}), ("clicks", {"num_kinds": 4})):
+        (bundle / "models" / name).mkdir()
+        (bundle / "models" / name / "model.pt").write_bytes((bundle / "models" / "model.pt").read_bytes())
+        (bundle / "models" / name / "model.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(loading, "DEFAULT_BUNDLE", bundle)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="another kind of model.*has no num_kinds.*such as phantom"):
+        OrganDetector.load("clicks")
+    with pytest.raises(InputError, match="comes? with this bundle: phantom") as error:
+        OrganDetector.load("nowhere")
+    assert "clicks" not in str(error.value)
+
+
+def test_results_say_which_weights_made_them(bundle, detector, scan, tmp_path):
+    weights = bundle / "models" / "model.pt"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert detector(scan).model.weights == f"sha256:{digest[:16]}"
+    state = torch.load(weights, weights_only=True)
+    other = make_bundle(tmp_path / "other")
+    torch.save({name: value + (name == "content") * 1e-3 for name, value in state.items()}, other / "models/model.pt")
+    assert OrganDetector.load(other).model.weights != detector.model.weights
 
 
 def test_broken_config_and_weights_are_named(tmp_path):

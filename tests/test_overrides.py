@@ -12,6 +12,7 @@ from organdetr_monai.overrides import check_overrides
 ROOT = Path(__file__).parents[1]
 PROGRAM = "/anywhere/monai/bundle/__main__.py"
 TRAIN = ["run", "training", "--config_file", str(ROOT / "configs" / "train.json")]
+INFERENCE = ["run", "--config_file", f"{ROOT}/configs/inference.json"]
 BOTH = ["run", "--config_file", f"['{ROOT}/configs/train.json','{ROOT}/configs/evaluate.json']"]
 
 
@@ -28,6 +29,9 @@ def check(*words: str) -> None:
         ([*TRAIN, "--network_def::decode::layers", "2"], "--network_def#decoder#layers?"),
         ([*TRAIN, "--train#handlers#99#decay", "0.9"], "no '99' in train#handlers"),
         ([*TRAIN, "--split", "test"], "no 'split'"),
+        ([*TRAIN, "--nonsense", "1"], f"see {ROOT}/configs/train.json"),
+        ([*TRAIN, "--max_minutes", "1"], f"{ROOT}/configs/budget.json has it"),
+        ([*INFERENCE, "--model", "phantom"], "--ckpt_path?"),
         ([*BOTH, "--splits", "test"], "--split?"),
     ],
 )

@@ -142,7 +142,8 @@ def datalist_from_images(paths: str | os.PathLike | Sequence[str | os.PathLike])
     Raises
     ------
     InputError
-        A path leads to no scan, or a file is no 3D volume.
+        A path that is named leads to no scan, or no file can be read as a 3D volume. One of several that cannot stays
+        in the list: :class:`organdetr_monai.data.frames.TolerantDataset` reports it and goes on.
     """
     from organdetr_monai.data.scans import find_scans  # pydicom is slow to import, and training needs none of it
 
@@ -153,10 +154,18 @@ def datalist_from_images(paths: str | os.PathLike | Sequence[str | os.PathLike])
     if useless or not scans:
         what = "; ".join(useless[:3]) or "no image was given"
         raise InputError(f"{what}.", f"Give files ({', '.join(SUFFIXES)}), DICOM folders, or folders of these.")
-    for scan in scans:
-        if scan.kind != "dicom":
-            read_grid(scan.path)
+    unreadable = [error for scan in scans if scan.kind != "dicom" and (error := _unreadable(scan.path)) is not None]
+    if len(unreadable) == len(scans):
+        raise unreadable[0]
     return [{"image": scan if scan.kind == "dicom" else str(scan.path), "case": scan.name} for scan in scans]
+
+
+def _unreadable(path: Path) -> InputError | None:
+    try:
+        read_grid(path)
+    except InputError as error:
+        return error
+    return None
 
 
 def read_datalist(path: Path) -> dict[str, Any]:

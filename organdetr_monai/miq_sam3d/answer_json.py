@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from organdetr_monai.detections_json import box_to_dict
+from organdetr_monai.detections_json import box_to_dict, model_to_dict
 from organdetr_monai.miq_sam3d.answer import Answer, Lesion
 
 FORMAT, VERSION = "organdetr-lesions", 1
@@ -23,7 +23,7 @@ def to_dict(answer: Answer) -> dict[str, Any]:
         "units": "mm",
         "shape": list(answer.labels.shape),
         "affine_ras": answer.affine.tolist(),
-        "model": {"name": answer.model.name, "version": answer.model.version},
+        "model": model_to_dict(answer.model),
         "found": answer.found,
         "reason": answer.reason,
         "clicks": [

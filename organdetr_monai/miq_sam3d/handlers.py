@@ -24,12 +24,12 @@ class LesionsSaver:
     Parameters
     ----------
     output_dir : path
-    model_name, model_version : str
+    model : Model
         What the files say made them.
     """
 
-    def __init__(self, output_dir: str | Path, *, model_name: str, model_version: str) -> None:
-        self.output_dir, self.model = Path(output_dir), Model(model_name, model_version)
+    def __init__(self, output_dir: str | Path, *, model: Model) -> None:
+        self.output_dir, self.model = Path(output_dir), model
         self.failed: list[str] = []
         self.done = 0
 

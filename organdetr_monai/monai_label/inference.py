@@ -60,7 +60,7 @@ class PatientBoxesd(Transform):
     Parameters
     ----------
     organs : sequence of K str
-    model_name, model_version : str
+    model : Model
     threshold : float or mapping from organ to float
         From this score up an organ is present.
 
@@ -80,15 +80,8 @@ class PatientBoxesd(Transform):
         ``detections.json`` says. MONAI Label's own task returns it to who asks with ``result_write_to_file`` false.
     """
 
-    def __init__(
-        self,
-        organs: Sequence[str],
-        *,
-        model_name: str,
-        model_version: str,
-        threshold: float | Mapping[str, float] = 0.5,
-    ) -> None:
-        self.organs, self.threshold, self.model = list(organs), threshold, Model(model_name, model_version)
+    def __init__(self, organs: Sequence[str], *, model: Model, threshold: float | Mapping[str, float] = 0.5) -> None:
+        self.organs, self.threshold, self.model = list(organs), threshold, model
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Carry the boxes of one scan home."""

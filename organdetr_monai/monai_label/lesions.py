@@ -25,7 +25,7 @@ class PatientLesionsd(Transform):
 
     Parameters
     ----------
-    model_name, model_version : str
+    model : Model
 
     Notes
     -----
@@ -40,8 +40,8 @@ class PatientLesionsd(Transform):
         For JSON: ``answer``, all that ``lesions.json`` says.
     """
 
-    def __init__(self, *, model_name: str, model_version: str) -> None:
-        self.model = Model(model_name, model_version)
+    def __init__(self, *, model: Model) -> None:
+        self.model = model
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Carry the lesions of one scan home."""

@@ -13,13 +13,15 @@ __all__ = ["COLUMNS", "write_table"]
 
 _AXES = "xyz"
 COLUMNS = (
-    *("case", "image", "series_uid", "model", "model_version", "organ", "id", "status", "score", "truncated"),
+    *("case", "image", "series_uid", "model", "model_version", "model_weights"),
+    *("organ", "id", "status", "score", "truncated"),
     *(f"center_{axis}_mm" for axis in _AXES),
     *(f"size_{axis}_mm" for axis in _AXES),
     *(f"min_{axis}_mm" for axis in _AXES),
     *(f"max_{axis}_mm" for axis in _AXES),
     *(f"start_{axis}_voxel" for axis in _AXES),
     *(f"stop_{axis}_voxel" for axis in _AXES),
+    "warning",
     "error",
 )
 
@@ -30,6 +32,7 @@ def write_table(
     *,
     failed: Mapping[str, str] | None = None,
     notes: Mapping[str, str] | None = None,
+    doubts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a CSV summary.
 
@@ -44,6 +47,9 @@ def write_table(
     notes : mapping from str to str, optional
         Cases with a result of which something else failed, and what: stands under ``error`` of each of their lines.
 
+    doubts : mapping from str to str, optional
+        Cases with a result that may mean nothing, and why: stands under ``warning`` of each of their lines.
+
     Notes
     -----
     Millimetres are LPS. In an oblique scan ``size`` runs along the box's own axes, ``min`` and ``max`` stand around it.
@@ -54,7 +60,8 @@ def write_table(
         writer.writeheader()
         for case, detections in cases:
             for entry in detections.organs:
-                writer.writerow({**_row(case, detections, entry), "error": (notes or {}).get(case, "")})
+                said = {"warning": (doubts or {}).get(case, ""), "error": (notes or {}).get(case, "")}
+                writer.writerow({**_row(case, detections, entry), **said})
         for case, error in (failed or {}).items():
             writer.writerow({"case": case, "status": "failed", "error": " ".join(error.split())})
 
@@ -66,6 +73,7 @@ def _row(case: str, detections: Detections, entry: OrganDetection) -> dict[str, 
         "series_uid": detections.series_uid or "",
         "model": detections.model.name,
         "model_version": detections.model.version,
+        "model_weights": detections.model.weights or "",
         "organ": entry.organ,
         "id": entry.id,
         "status": entry.status,
@@ -73,7 +81,7 @@ def _row(case: str, detections: Detections, entry: OrganDetection) -> dict[str, 
         "truncated": ";".join(entry.truncated),
     }
     if entry.box is not None and entry.box_voxel is not None:
-        columns = COLUMNS[COLUMNS.index("center_x_mm") : COLUMNS.index("error")]
+        columns = COLUMNS[COLUMNS.index("center_x_mm") : COLUMNS.index("warning")]
         box = entry.box
         values = [*box.center, *box.size, *box.min, *box.max, *entry.box_voxel]
         row.update(zip(columns, map(float, values), strict=True))

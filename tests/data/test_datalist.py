@@ -190,6 +190,7 @@ def test_images_without_labels(folder):
     save(folder / "flat.nii.gz", np.zeros((6, 5), np.int16))
     with pytest.raises(InputError, match="no 3D volume"):
         datalist_from_images(folder / "flat.nii.gz")
+    assert len(datalist_from_images(folder)) == 7, "one that cannot be read is reported when its turn comes"
 
 
 @pytest.mark.skipif(not OPENKBP.exists(), reason="OpenKBP lies on development machines only")

@@ -12,6 +12,7 @@ from hypothesis import given
 from monai.bundle import ConfigParser
 
 from organdetr_monai.data.phantom import make_phantom
+from organdetr_monai.detections import Model
 from organdetr_monai.detector import OrganDetector
 from organdetr_monai.geometry import box_to_oriented
 from organdetr_monai.monai_label import LabelDetector, PatientBoxesd
@@ -93,7 +94,7 @@ def test_boxes_hold_the_eight_corners_in_lps(scan):
     affine, shape, box = scan
     frame = {"working_affine": affine, "affine": affine, "shape": shape, "image": None, "series_uid": None}
     found = {"box": torch.tensor(box)[None], "label": torch.tensor([2]), "score": torch.tensor([0.9])}
-    data = PatientBoxesd(["liver", "spleen"], model_name="m", model_version="1")({**found, "frame": frame})
+    data = PatientBoxesd(["liver", "spleen"], model=Model("m", "1"))({**found, "frame": frame})
     corners = np.array(
         [[box[3 * side + axis] for axis, side in enumerate(sides)] for sides in product((0, 1), repeat=3)]
     )
@@ -108,7 +109,7 @@ def test_boxes_hold_the_eight_corners_in_lps(scan):
 def test_absent_organs_have_no_box():
     frame = {"working_affine": np.eye(4), "affine": np.eye(4), "shape": (9, 9, 9), "image": None, "series_uid": None}
     found = {"box": torch.tensor([[1.0, 1, 1, 4, 4, 4]]), "label": torch.tensor([1]), "score": torch.tensor([0.2])}
-    data = PatientBoxesd(["liver"], model_name="m", model_version="1")({**found, "frame": frame})
+    data = PatientBoxesd(["liver"], model=Model("m", "1"))({**found, "frame": frame})
     assert data["box"].shape == (0, 6) and data["label"].shape == data["score"].shape == (0,)
     assert data["result"]["box"] == [] and data["result"]["detections"]["organs"][0]["status"] == "absent"
 

@@ -21,6 +21,7 @@ def test_numbers_round_trip(tmp_path):
     rows = read(tmp_path / "t.csv")
     assert [row["case"] for row in rows] == ["a"] * 5 + ["b, with comma"] * 5 + ["broken"]
     assert [row["organ"] for row in rows[:5]] == list(ORGANS)
+    assert {row["model_weights"] for row in rows} == {"sha256:0123456789abcdef", ""}
     kidney, entry = rows[1], results["a"]["kidney_left"]
     for name, values in (("center", entry.box.center), ("size", entry.box.size), ("min", entry.box.min)):
         np.testing.assert_array_equal([float(kidney[f"{name}_{axis}_mm"]) for axis in "xyz"], values)
@@ -44,9 +45,10 @@ def test_absent_and_failed_leave_cells_empty_instead_of_zero(tmp_path):
 
 def test_what_else_failed_stands_with_the_results_of_its_case(tmp_path):
     cases = [("a", make_result()), ("b", make_result())]
-    write_table(cases, tmp_path / "t.csv", notes={"b": "no DICOM report"})
+    write_table(cases, tmp_path / "t.csv", notes={"b": "no DICOM report"}, doubts={"a": "like a mask"})
     rows = read(tmp_path / "t.csv")
-    assert {(row["case"], row["error"]) for row in rows} == {("a", ""), ("b", "no DICOM report")}
+    said = {(row["case"], row["warning"], row["error"]) for row in rows}
+    assert said == {("a", "like a mask", ""), ("b", "", "no DICOM report")}
     assert len(rows) == 2 * len(ORGANS) and all(row["status"] != "failed" for row in rows)
 
 
