@@ -163,6 +163,20 @@ def fast_precision(device: torch.device | str) -> str | None:
     return "bfloat16" if torch.device(device).type == "cpu" and supported() else None
 
 
+def refiner_of(network: nn.Module) -> nn.Module:
+    """The network's second look at each organ, to be trained alone.
+
+    Raises
+    ------
+    InputError
+        It has none.
+    """
+    refiner = getattr(network, "refiner", None)
+    if refiner is None:
+        raise InputError("The network has no refiner to train.", "Give refiner/add.json after what takes it away.")
+    return refiner
+
+
 #: Parts of the names of tables that are looked up: positions, levels, labels.
 NO_DECAY = ("embedding", "position_bias_table")
 

@@ -28,11 +28,12 @@ from tests.data import trees
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 #: Those of other methods, which have other sizes, are in tests/peers, and another bundle's in tests/miq_sam3d.
-#: But those of other methods and bundles, and one that goes on from weights (tests/test_query_options.py).
+#: But those of other methods and bundles, one that goes on from weights (tests/test_query_options.py), and one that
+#: brings back what another took away, and so changes nothing by itself.
 DELTAS = sorted(
     p.relative_to(CONFIGS).as_posix()
     for p in CONFIGS.glob("*/*.json")
-    if p.parent.name not in ("peers", "miq_sam3d") and p.name != "add.json"
+    if p.parent.name not in ("peers", "miq_sam3d") and p.name not in ("add.json", "default.json")
 )
 
 
@@ -175,13 +176,13 @@ def test_inference_takes_organs_and_grid_from_beside_the_weights(tmp_path):
     for key in own:  # nothing there: the same defaults
         assert train.get_parsed_content(key) == inference.get_parsed_content(key)
     settings = {"organs": ["liver"], "spacing": [4.0, 3.0, 2.0], "window": [64, 32, 96], "hu_window": [0.0, 80.0]}
-    settings |= {"hidden_dim": 48, "num_queries": 20}
+    settings |= {"hidden_dim": 48, "num_queries": 20, "refiner_size": 16}
     assert set(settings) == set(own)
     (tmp_path / "model.json").write_text(json.dumps(settings))
     parser = parsed("inference.json", ckpt_path=str(tmp_path / "model.pt"))
     assert {key: parser.get_parsed_content(key) for key in own} == settings
     network = parser.get_parsed_content("network_def")
-    assert network.decoder.dim == 48 and len(network.content) == 20
+    assert network.decoder.dim == 48 and len(network.content) == 20 and network.refiner.size == 16
     other = parsed("inference.json", ckpt_path=str(tmp_path / "mine.pt"))  # beside which lies another model's
     assert other.get_parsed_content("organs") == train.get_parsed_content("organs")
 
@@ -194,6 +195,27 @@ def test_everything_before_the_first_random_transform_is_cached(phantoms, tmp_pa
         return next((type(t).__name__ for t in transforms.transforms if isinstance(t, RandomizableTrait)), None)
 
     assert first_random(train) == "RandMirrord" and first_random(validate) is None
+
+
+def test_second_look_of_another_size_is_detected_with_as_trained(tmp_path):
+    trained = parsed("train.json", "size/paper.json", "refiner/default.json", refiner_size=32, **SMALL)
+    settings = trained.get_parsed_content("train#handlers#7#settings")
+    assert settings["refiner_size"] == 32 == trained.get_parsed_content("network_def").refiner.size
+    torch.save({}, tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text(json.dumps({"refiner_size": settings["refiner_size"]}))
+    options = {**SMALL, "ckpt_path": str(tmp_path / "model.pt")}
+    assert parsed("inference.json", **options).get_parsed_content("network_def").refiner.size == 32
+    paper = parsed("inference.json", "size/paper.json", **options)
+    assert paper.get_parsed_content("network_def").refiner is None
+    again = parsed("inference.json", "size/paper.json", "refiner/default.json", **options)
+    assert again.get_parsed_content("network_def").refiner.size == 32
+
+
+def test_only_a_second_look_that_is_there_can_be_trained_alone():
+    plain = parsed("train.json", "fine_tune.json", "refiner/add.json", "refiner/none.json", network="@network_def")
+    with pytest.raises(RuntimeError, match="refiner_of") as error:
+        plain.get_parsed_content("trained")
+    assert "no refiner to train" in str(input_error(error.value))
 
 
 def test_default_network_is_light_and_the_papers_fits_its_limit():

@@ -6,7 +6,7 @@ import torch
 from organdetr_monai.distinct import DistinctMatcher
 from organdetr_monai.losses import DetectionLoss, mask_unannotated
 from organdetr_monai.matching import DenseQueryMatcher, HungarianMatcher, RepeatedMatcher
-from organdetr_monai.networks import DenoisingQueries, HybridQueries, Proposals
+from organdetr_monai.networks import DenoisingQueries, HybridQueries, Proposals, ROIRefiner
 from organdetr_monai.segmentation_loss import class_shares, multiscale_segmentation_loss
 
 
@@ -139,6 +139,7 @@ OPTIONS = {
     "distinct": ({}, {"matcher": DistinctMatcher(0.3)}),
     "two_stage": ({"proposals": lambda: Proposals(24, 4)}, {}),
     "hybrid": ({"extra_queries": lambda: HybridQueries(24, num_queries=30)}, {"extra_matcher": RepeatedMatcher()}),
+    "refiner": ({"refiner": lambda: ROIRefiner(4, size=16, channels=(4, 8, 12, 16))}, {}),
     # Without noise, which each process draws for itself.
     "denoising": ({"extra_queries": lambda: DenoisingQueries(24, 4, box_noise=0.0, label_noise=0.0)}, {}),
 }
@@ -151,6 +152,8 @@ def test_parts_of_a_batch_on_several_processes_average_to_the_whole(small_networ
     network = small_network(**{name: make() for name, make in parts_of_network.items()})
     criterion = {"matcher": DenseQueryMatcher(), **parts_of_loss}
     targets = make_targets(counts, shape=(32, 32, 32))
+    for seed, target in enumerate(targets):
+        target["seed"] = seed
     for target in targets[len(counts) - 1 :]:  # of another number of organs in its mask, too
         target["mask"][target["mask"] > 1] = 0
     image = torch.rand(3, 1, 32, 32, 32)

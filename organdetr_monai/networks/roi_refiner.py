@@ -1,9 +1,9 @@
 """A second look at each organ: its box, cut out and enlarged, shows where its walls are.
 
-The decoder reads maps of four voxels per cell and finer than that it guesses. The refiner reads the voxels: around each
-box it samples a cube of fixed size, segments the organ in it, and finds along each axis where the organ begins and ends
-(two stages, as in Faster R-CNN and Mask R-CNN, He et al. 2017). In training the boxes are the true ones, moved at
-random, so that it learns from the first step on and waits for no decoder.
+The decoder reads maps of at least four voxels per cell and finer than that it guesses. The refiner reads the image:
+around each box it samples a cube of fixed size, segments the organ in it, and finds along each axis where the organ
+begins and ends (two stages, as in Faster R-CNN and Mask R-CNN, He et al. 2017). In training the boxes are the true
+ones, moved at random, so that it learns from the first step on and waits for no decoder.
 """
 
 from __future__ import annotations
@@ -180,8 +180,9 @@ class ROIRefiner(nn.Module):
         dict
             The same for K queries: query ``k`` is organ ``k + 1``, else none. Its probability is a weighted geometric
             mean: that of the decoder's best query and, by :data:`SHARE_OF_IOU`, the IoU that is expected of the new
-            box. What is sure ranks before what is vague (as in FCOS, Tian et al. 2022), and an organ that is surely
-            there has more than 0.5 even if its box is vague.
+            box. What is sure ranks before what is vague (as in FCOS, Tian et al. 2022). An organ that is surely there
+            has more than 0.5 if an IoU of more than 1/16 is expected. Of an organ that is not there, of which no cube
+            is seen in training, the IoU means nothing.
         """
         score, query = output["logits"].float().softmax(-1)[..., 1:].max(dim=1)  # (B, K)
         boxes = output["boxes"].float().gather(1, query[..., None].expand(-1, -1, 6))
@@ -214,15 +215,16 @@ class ROIRefiner(nn.Module):
         """
         boxes, labels = target["boxes"].float(), target["labels"]
         device, count = boxes.device, self.per_image
-        random = torch.Generator(device).manual_seed(target["seed"]) if "seed" in target else None
-        spread = 0.5 + torch.rand(count, 1, generator=random, device=device)
-        off = torch.randn(count, 6, generator=random, device=device) * spread
+        # On the host: a GPU's generator draws other numbers from the same seed.
+        random = torch.Generator().manual_seed(target["seed"]) if "seed" in target else None
+        spread = 0.5 + torch.rand(count, 1, generator=random)
+        off = (torch.randn(count, 6, generator=random) * spread).to(device, non_blocking=True)
         if not len(labels):  # a place in the batch all the same: shapes depend on no image
             whole = boxes.new_tensor([[0.5] * 3 + [1.0] * 3]).expand(count, -1)
             none = boxes.new_zeros(count)
             return whole, labels.new_ones(count), none, none, off
-        some = torch.randperm(len(labels), generator=random, device=device)
-        chosen = some[torch.arange(count, device=device) % len(labels)]
+        some = torch.randperm(len(labels), generator=random)
+        chosen = some[torch.arange(count) % len(labels)].to(device, non_blocking=True)
         labels = labels[chosen]
         known = target.get("segmented", target["annotated"])[labels - 1].float()
         return boxes[chosen], labels, boxes.new_ones(count), known, off
@@ -307,9 +309,8 @@ def expected_iou(place: Tensor, deviation: Tensor) -> Tensor:
     """IoU with the truth of a box whose walls may be off by so much: (R, 3, 2) of begin and end to (R,).
 
     Along each axis as if the walls were off by their deviations and half of that lay inside the box, the other
-    half outside; the product over the axes. Cautious: a wall is trained to be a Gaussian of one cell, so that even the
-    sharpest is off by 0.8 cells. Without these boxes rank worse, and expect more than the IoU that they turn out to
-    have.
+    half outside; the product over the axes. Cautious: a wall is trained to be a Gaussian of one cell, so that even one
+    that is known as well as training asks for counts as off by 0.8 cells.
     """
     size, off = place[..., 1] - place[..., 0], deviation.sum(-1) / 2
     return ((size - off).clamp(min=0) / (size + off).clamp(min=1e-6)).prod(-1)
