@@ -17,6 +17,7 @@ from torch import Tensor
 from organdetr_monai.errors import InputError
 
 if TYPE_CHECKING:
+    from organdetr_monai.budget import TrainingBudget
     from organdetr_monai.detections import Model
 
 logger = logging.getLogger(__name__)
@@ -39,16 +40,28 @@ class LossBar(ProgressBar):
 
     It moves twice a second on a terminal, every ten seconds in a log file, and at the end of each epoch: reading the
     terms makes the host wait for a GPU, which should not happen at every step.
+
+    Parameters
+    ----------
+    budget : TrainingBudget, optional
+        Its used share is shown, too: where a run ends by it, the number of epochs says nothing.
+    options : optional
+        Of ignite's ``ProgressBar``.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, budget: TrainingBudget | None = None, **options: Any) -> None:
         super().__init__(persist=True, desc="epoch", **options)
+        self.budget = budget
         self.every = 0.5 if sys.stderr.isatty() else 10.0
         self.shown = float("-inf")
 
     def attach(self, engine: Engine) -> None:  # type: ignore[override]  # fewer: how each term is shown is fixed here
         """Attach to a trainer; MONAI attaches handlers without further arguments."""
-        super().attach(engine, output_transform=scalars, event_name=Events.ITERATION_COMPLETED(event_filter=self._due))
+        due = Events.ITERATION_COMPLETED(event_filter=self._due)
+        super().attach(engine, output_transform=self._shown, event_name=due)
+
+    def _shown(self, output: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        return scalars(output) | ({} if self.budget is None else {"budget": self.budget.share})
 
     def _due(self, engine: Engine, iteration: int) -> bool:
         now, last = time.monotonic(), iteration % (engine.state.epoch_length or 1) == 0

@@ -3,6 +3,7 @@
 import torch
 from ignite.engine import Engine
 
+from organdetr_monai.budget import TrainingBudget
 from organdetr_monai.handlers import LossBar
 
 
@@ -21,3 +22,13 @@ def test_bar_reads_the_terms_now_and_then_and_at_the_end_of_each_epoch(capsys):
     engine.run(range(40), max_epochs=3)
     assert len(read) == 1 + 3, "the first step and the last of each epoch"
     assert "loss=2.5" in capsys.readouterr().err
+
+
+def test_bar_shows_the_used_share_of_a_budget(capsys):
+    engine = Engine(lambda engine, batch: [{"loss": torch.tensor(1.0)}])
+    budget = TrainingBudget(40, "steps")
+    LossBar(budget=budget).attach(engine)
+    budget.attach(engine)
+    engine.run(range(20), max_epochs=9)
+    shown = capsys.readouterr().err
+    assert "budget=0.5" in shown and "budget=1" in shown and engine.state.epoch == 2
