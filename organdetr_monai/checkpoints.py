@@ -209,13 +209,9 @@ class TrainingState:
 
     def _check_parts(self, before: Mapping[str, Any]) -> None:
         for name in sorted(before.keys() ^ self.parts.keys()):
-            with_it, without = ("was begun", "goes on") if name in before else ("goes on", "was begun")
             raise InputError(
-                f"the run in {self.path.parent} {with_it} with a {name} and {without} without one.",
-                f"Give the configs that it was begun with, {'and' if name in before else 'none that adds'} "
-                f"configs/{name}.json, another --ckpt_dir, or --resume False to start anew."
-                if name == "budget"
-                else "Give the configs that it was begun with, another --ckpt_dir, or --resume False to start anew.",
+                f"the run in {self.path.parent} was begun {'with' if name in before else 'without'} a {name}.",
+                "Give the configs that it was begun with, another --ckpt_dir, or --resume False to start anew.",
             )
 
     def store(self, engine: Any) -> None:

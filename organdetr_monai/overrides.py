@@ -21,9 +21,10 @@ __all__ = ["check_overrides"]
 
 #: What MONAI itself reads: the arguments of ``run``, and the settings of its experiment tracking.
 _ARGUMENTS = {name for name, p in inspect.signature(run).parameters.items() if p.kind is not p.VAR_KEYWORD}
+_TRACKING = {"output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config"}
 #: What the same thing is called by `organdetr`.
 _ELSEWHERE = {"model": "ckpt_path", "output": "output_dir"}
-_TRACKING = {"output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config"}
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def check_overrides(argv: Sequence[str] | None = None) -> None:
@@ -71,9 +72,9 @@ def _files(given: str) -> list[str]:
     return given.split(",")
 
 
-def _delta_with(key: str, files: Sequence[str]) -> str | None:
-    """A config beside those that were given that has a key and is to be given after others."""
-    for path in sorted(Path(files[0]).parent.rglob("*.json")) if files else []:
+def _delta_with(key: str) -> str | None:
+    """A config of this bundle that has a key and is to be given after others."""
+    for path in sorted(_CONFIGS.rglob("*.json")):  # not beside those that were given: any JSON may lie there
         content = json.loads(path.read_text(encoding="utf-8"))
         if key in content and "initialize" not in content:
             return str(path)
@@ -101,7 +102,7 @@ def _check(option: str, config: Mapping[str, Any], files: Sequence[str]) -> None
             if depth == 0 and _ELSEWHERE.get(key) in known:
                 close = [_ELSEWHERE[key]]
             where = "#".join([first, *path][:depth])
-            delta = _delta_with(key, files) if depth == 0 else None
+            delta = _delta_with(key) if depth == 0 else None
             remedy = f"There is no {key!r} {f'in {where}' if where else 'in them'}; see {', '.join(files)}."
             if close:
                 remedy = f"Did you mean --{'#'.join(filter(None, [where, close[0], *path[depth:]]))}?"

@@ -101,8 +101,8 @@ def test_run_with_another_set_of_parts_is_named(tmp_path):
     engine.state.device = "cpu"
     plain, limited = {"network": model}, {"network": model, "budget": TrainingBudget(1)}
     for name, begun, now, message in (
-        ("a", limited, plain, "was begun with a budget and goes on without one.*configs/budget.json"),
-        ("b", plain, limited, "goes on with a budget and was begun without one.*none that adds configs/budget.json"),
+        ("a", limited, plain, "was begun with a budget.*Give the configs that it was begun with"),
+        ("b", plain, limited, "was begun without a budget.*Give the configs that it was begun with"),
     ):
         TrainingState(tmp_path / name, begun, model).store(engine)
         with pytest.raises(InputError, match=message):

@@ -42,6 +42,13 @@ def test_unknown_options_are_refused(words, meant):
     assert next(word.split("=")[0] for word in reversed(words) if word.startswith("--")) in str(error.value)
 
 
+def test_what_else_lies_beside_a_config_is_not_read(tmp_path):
+    (tmp_path / "mine.json").write_text("{}")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(InputError, match=r"budget\.json has it"):
+        check("run", "--config_file", f"{tmp_path}/mine.json", "--max_minutes", "1")
+
+
 @pytest.mark.parametrize(
     "words",
     [
